@@ -1,0 +1,63 @@
+# Each target sets up what it needs, in .venv and .cache; only Debian packages are installed outside of here.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-vm demo-vm lint types bench coverage clean
+
+help:
+	@echo "make demo     a host agent and a guest agent talk over a VM socket, on this machine"
+	@echo "make test     the tests, on hybrid vsock here and on AF_VSOCK in User Mode Linux"
+	@echo "make test-vm  the tests between a host and a guest: two kernels in QEMU"
+	@echo "make demo-vm  the demo between these two kernels"
+	@echo "make lint types bench coverage clean"
+
+demo: .venv/.have-uvloop
+	$(BIN)/aiohvsock demo
+
+test: .venv/.have-test
+	@sh scripts/packages.sh user-mode-linux busybox-static socat ncat
+	AIOHVSOCK_KIND=hybrid $(BIN)/python -m pytest
+	sh scripts/test-uml.sh
+
+test-vm: .venv/.have-test
+	@sh scripts/packages.sh qemu-system-x86 busybox-static cpio
+	$(BIN)/python -m tests.testbeds.qemu -- $(BIN)/python -m pytest -p no:cacheprovider tests/testbeds/two_kernels
+
+demo-vm: .venv/.have-uvloop
+	@sh scripts/packages.sh qemu-system-x86 busybox-static cpio
+	$(BIN)/python -m tests.testbeds.qemu -- $(BIN)/python -m tests.testbeds.demo_vm
+
+lint: .venv/.have-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell README.md CHANGELOG.md docs aiohvsock tests examples benchmarks scripts
+
+types: .venv/.have-types
+	$(BIN)/mypy
+
+bench: .venv/.have-bench
+	$(BIN)/python -m benchmarks
+
+# Both runs count: what only AF_VSOCK reaches is reached in User Mode Linux.
+coverage: .venv/.have-test
+	rm -rf .cache/coverage && mkdir -p .cache/coverage
+	COVERAGE_FILE=.cache/coverage/data AIOHVSOCK_KIND=hybrid $(BIN)/coverage run -m pytest -q
+	COVERAGE_FILE=.cache/coverage/data $(BIN)/python -m tests.testbeds.uml --writable .cache/coverage -- \
+		env AIOHVSOCK_KIND=vsock COVERAGE_FILE=.cache/coverage/data $(BIN)/coverage run -m pytest -q -p no:cacheprovider
+	$(BIN)/coverage combine --data-file=.cache/coverage/data .cache/coverage
+	$(BIN)/coverage report --data-file=.cache/coverage/data
+
+.venv/bin/python:
+	sh scripts/venv.sh $(PYTHON)
+
+.venv/.have-uvloop: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q -e '.[uvloop]'
+	@touch $@
+
+.venv/.have-%: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q -e . --group $*
+	@touch $@
+
+clean:
+	rm -rf .venv .cache dist

@@ -1,0 +1,210 @@
+"""``aiohvsock demo``: a host agent and a guest agent, two processes, talk framed messages."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .. import __version__
+from ..addresses import AddressLike, HybridAddress, HypervAddress, VsockAddress, parse_address, to_address
+from ..endpoints import Retry
+from ..messages import MessageConnection, connect, serve
+from ..testing import local_address
+
+__all__ = ["add_parser"]
+
+# The whole demo ends by itself in under 20 s: two measurements, and a limit for everything.
+_MEASURE = 2.0
+_LIMIT = 18.0
+
+_PING = bytes(256)
+_CHUNK = bytes(64 * 1024)
+
+_EXAMPLE = """\
+examples:
+  aiohvsock demo                                      both agents on this machine
+  aiohvsock demo --role host vsock://any:2761         the host's half, on a host
+  aiohvsock demo --role guest vsock://host:2761       the guest's half, in a guest
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="a host agent and a guest agent talk to each other",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--role", choices=("host", "guest"), help="run one of the agents only")
+    parser.add_argument(
+        "--loop", choices=("auto", "asyncio", "uvloop"), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "address", nargs="?", help="where the host agent listens; default: one on this machine"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.role is None:
+        if arguments.address is not None:
+            return _run_both(arguments.loop, str(parse_address(arguments.address)))
+        with local_address() as address:
+            return _run_both(arguments.loop, str(address))
+    if arguments.address is None:
+        print("aiohvsock demo: --role needs an address, as in vsock://host:2761", file=sys.stderr)
+        return 2
+    agent = _host if arguments.role == "host" else _guest
+    loop_factory = _loop_factory(arguments.loop)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_limited(agent(arguments.address), arguments.role))
+
+
+def _run_both(loop: str, address: str) -> int:
+    """Start each agent as a process of its own, and wait for both."""
+    agents = [
+        subprocess.Popen([sys.executable, "-m", "aiohvsock", "demo", "--loop", loop, "--role", role, address])
+        for role in ("host", "guest")
+    ]
+    try:
+        return max(abs(agent.wait()) for agent in agents)
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if name == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if name == "uvloop":
+            raise SystemExit(
+                "aiohvsock demo: uvloop is not installed; pip install aiohvsock[uvloop]"
+            ) from None
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _limited(agent: Any, role: str) -> int:
+    try:
+        async with asyncio.timeout(_LIMIT) as limit:
+            await agent
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        _say(role, f"gave up after {_LIMIT:g} s")
+        return 1
+    return 0
+
+
+def _say(role: str, text: str) -> None:
+    print(f"{role:>5} | {text}", flush=True)
+
+
+# -- the host's half ---------------------------------------------------------------------------------------
+
+
+async def _host(address: AddressLike) -> None:
+    """Serve one guest."""
+    done = asyncio.Event()
+
+    async def handler(connection: MessageConnection) -> None:
+        _say("host", f"a guest called: {connection.peer_address}")
+        try:
+            await _answer(connection)
+        finally:
+            done.set()
+
+    async with await serve(handler, address) as server:
+        _say("host", f"listening on {server.address}")
+        await done.wait()
+
+
+async def _answer(connection: MessageConnection) -> None:
+    hello = json.loads(await connection.recv())
+    _say("host", f"it says: {hello['text']}")
+    await connection.send(json.dumps({"text": f"welcome, this is {_self()}", "time": time.time()}).encode())
+    received = 0
+    async for message in connection:
+        match message[:1]:
+            case b"=":
+                await connection.send(b"%d" % received)
+                received = 0
+            case b"+":
+                received += len(message)
+            case _:
+                await connection.send(message)
+    _say("host", "the guest hung up")
+
+
+# -- the guest's half --------------------------------------------------------------------------------------
+
+
+async def _guest(address: AddressLike) -> None:
+    """Call the host, and measure how well one can talk to it."""
+    address = to_address(address)
+    _say("guest", f"calling {address}")
+    async with connect(address, retry=Retry()) as connection:
+        await connection.send(json.dumps({"text": f"hello, this is {_self()}"}).encode())
+        welcome = json.loads(await connection.recv())
+        _say("guest", f"the host says: {welcome['text']}")
+        _say("guest", f"its clock is {(welcome['time'] - time.time()) * 1000:+.1f} ms from mine")
+        trips = await _round_trips(connection)
+        speed = await _throughput(connection)
+    loop = asyncio.get_running_loop()
+    _say("guest", f"address kind   {_kind(address)}")
+    _say("guest", f"event loop     {type(loop).__module__}.{type(loop).__qualname__}")
+    _say("guest", f"transport      {type(connection.transport).__qualname__}")
+    _say("guest", f"round trips    {trips:,.0f} a second, {len(_PING)} bytes each way")
+    _say("guest", f"throughput     {speed / 2**20:,.0f} MiB/s, {len(_CHUNK) // 1024} KiB messages")
+
+
+async def _round_trips(connection: MessageConnection) -> float:
+    """Return round trips per second."""
+    count = 0
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < _MEASURE:
+        await connection.send(_PING)
+        await connection.recv()
+        count += 1
+    return count / elapsed
+
+
+async def _throughput(connection: MessageConnection) -> float:
+    """Return bytes per second from here to the host, which confirms them all."""
+    chunk = b"+" + _CHUNK
+    started = time.perf_counter()
+    while time.perf_counter() - started < _MEASURE:
+        await connection.send(chunk)
+    await connection.send(b"=")
+    received = int(await connection.recv())
+    return received / (time.perf_counter() - started)
+
+
+def _self() -> str:
+    return (
+        f"aiohvsock {__version__} on Python {platform.python_version()}, "
+        f"{platform.system()} {platform.release()}, process {os.getpid()}"
+    )
+
+
+def _kind(address: VsockAddress | HypervAddress | HybridAddress) -> str:
+    match address:
+        case HybridAddress():
+            return "hybrid vsock (a Unix socket with the CONNECT handshake)"
+        case HypervAddress() if sys.platform == "win32":
+            return "AF_HYPERV"
+    return "AF_VSOCK" + (" loopback" if getattr(address, "cid", None) == 1 else "")

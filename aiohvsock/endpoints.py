@@ -1,0 +1,362 @@
+"""Connect to a VM socket or listen on one, with a protocol factory: asyncio's grammar, an address in the path's place."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import socket
+import ssl as _ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypedDict, TypeVar
+
+from ._log import logger
+from .addresses import Address, AddressLike, to_address
+from .exceptions import HvConnectError, HvError
+from .platforms import Listener, Names, Options, names_of, platform_for
+from .server import Allow, HvServer, allow_predicate
+from .transports import check_loop
+from .transports.readiness import connect
+from .transports.selector import SelectorTransport
+from .transports.tls import TLS, app_transport
+
+__all__ = ["ConnectOptions", "ListenOptions", "Retry", "create_hv_connection", "create_hv_server"]
+
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How to keep trying to connect while a virtual machine boots.
+
+    Only errors that a booting machine gives are tried again: nobody listens yet, no answer in time, no such
+    CID or socket yet. The others (a right is missing, this system cannot) end it at once. It has no limit of
+    its own; bound it with :func:`asyncio.timeout`.
+
+    Args:
+        delay: seconds to wait after the first attempt.
+        max_delay: seconds to wait at most.
+        factor: what the wait grows by each time.
+        jitter: the part of each wait that is random, 0 ... 1, so that many clients do not come at once.
+
+    Raises:
+        ValueError: a figure makes no sense.
+    """
+
+    delay: float = 0.1
+    max_delay: float = 2.0
+    factor: float = 1.6
+    jitter: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.delay <= self.max_delay and self.factor >= 1 and 0 <= self.jitter <= 1):
+            raise ValueError(f"{self!r}: needs 0 < delay <= max_delay, factor >= 1, 0 <= jitter <= 1")
+
+    def delays(self) -> Iterator[float]:
+        """Yield the waits between attempts, in seconds, without end."""
+        delay = self.delay
+        while True:
+            yield delay * (1 + self.jitter * random.uniform(-1, 1))
+            delay = min(delay * self.factor, self.max_delay)
+
+
+class ConnectOptions(TypedDict, total=False):
+    """The keywords of :func:`create_hv_connection`, for the functions that hand them on."""
+
+    sock: socket.socket | None
+    ssl: _ssl.SSLContext | bool | None
+    server_hostname: str | None
+    ssl_handshake_timeout: float | None
+    ssl_shutdown_timeout: float | None
+    connect_timeout: float | None
+    retry: Retry | None
+    buffer_size: int | None
+    connected_suspend: bool
+
+
+class ListenOptions(TypedDict, total=False):
+    """The keywords of :func:`create_hv_server`, for the functions that hand them on."""
+
+    sock: socket.socket | None
+    backlog: int
+    ssl: _ssl.SSLContext | None
+    ssl_handshake_timeout: float | None
+    ssl_shutdown_timeout: float | None
+    start_serving: bool
+    allow: Allow | None
+    max_connections: int | None
+    buffer_size: int | None
+    connected_suspend: bool
+
+
+async def create_hv_connection(
+    protocol_factory: Callable[[], _P],
+    address: AddressLike | None = None,
+    *,
+    sock: socket.socket | None = None,
+    ssl: _ssl.SSLContext | bool | None = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    connect_timeout: float | None = 30.0,
+    retry: Retry | None = None,
+    buffer_size: int | None = None,
+    connected_suspend: bool = False,
+) -> tuple[asyncio.Transport, _P]:
+    """Connect to a VM socket; the twin of :meth:`asyncio.loop.create_unix_connection`.
+
+    Cancelling it, at any moment, leaves no descriptor behind.
+
+    Args:
+        protocol_factory: called without arguments once the socket is connected; returns the protocol.
+        address: whom to dial, as a value or as text.
+        sock: instead of ``address``, a connected stream socket of any family. It is owned by the transport
+            from here on, and closed if this fails.
+        ssl: a context, or True for asyncio's default one; None for no TLS.
+        server_hostname: the name in the server's certificate, required with ``ssl``; ``""`` checks none.
+        ssl_handshake_timeout: seconds; None is asyncio's default, 60.
+        ssl_shutdown_timeout: seconds; None is asyncio's default, 30.
+        connect_timeout: seconds for one attempt, the handshake of hybrid vsock included, that of TLS not. It
+            also takes the place of the kernel's own limit, which is 2 s. None waits as long as it takes.
+        retry: how to keep trying while the machine boots; None tries once.
+        buffer_size: bytes the kernel buffers each way; None is its default, 256 KiB on AF_VSOCK. On virtio the
+            smaller one of both sides counts.
+        connected_suspend: stay connected while the VM is paused; AF_HYPERV only, no effect elsewhere.
+
+    Returns:
+        The transport and the protocol. ``get_extra_info()`` knows ``peername``, ``sockname``, ``socket``, and
+        ``hv_peer`` and ``hv_local``, the typed addresses, for the transport's whole life; and
+        ``hv_write_error``, the error that ended writing, while what the peer sent before is still being read.
+
+    Raises:
+        ValueError: arguments that exclude or need each other.
+        HvAddressError: the address is malformed or has no counterpart here.
+        HvUnsupportedError: this system, Python or loop cannot.
+        HvConnectionRefused: nobody listens there.
+        HvTimeout: no answer within ``connect_timeout``.
+        HvConnectError: connecting failed in another way.
+        ssl.SSLError: the TLS handshake failed.
+    """
+    tls = _client_tls(ssl, server_hostname, ssl_handshake_timeout, ssl_shutdown_timeout)
+    _check_sock(address, sock)
+    options = _options(connect_timeout, buffer_size, connected_suspend)
+    loop = asyncio.get_running_loop()
+    check_loop(loop)
+    if sock is None:
+        assert address is not None
+        sock, names = await _dial(loop, to_address(address), options, retry)
+    else:
+        names = _adopt(sock)
+    try:
+        protocol = protocol_factory()
+        app_protocol: asyncio.BaseProtocol = protocol
+        if tls is not None:
+            handshake = loop.create_future()
+            app_protocol = ssl_protocol = tls.protocol(loop, protocol, handshake, server_side=False)
+        transport = SelectorTransport(loop, sock, app_protocol, names)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        transport.start()
+        if tls is None:
+            return transport, protocol
+        await handshake
+        return app_transport(ssl_protocol), protocol
+    except BaseException:
+        transport.abort()
+        raise
+
+
+async def create_hv_server(
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    address: AddressLike | None = None,
+    *,
+    sock: socket.socket | None = None,
+    backlog: int = 128,
+    ssl: _ssl.SSLContext | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    start_serving: bool = True,
+    allow: Allow | None = None,
+    max_connections: int | None = None,
+    buffer_size: int | None = None,
+    connected_suspend: bool = False,
+) -> HvServer:
+    """Listen on a VM socket; the twin of :meth:`asyncio.loop.create_unix_server`.
+
+    A connection that fails, an ``accept`` that fails and a factory that raises concern that connection alone.
+
+    Args:
+        protocol_factory: called without arguments for each connection; returns its protocol.
+        address: where to listen, as a value or as text. The port ``any`` lets the system choose one.
+        sock: instead of ``address``, a bound stream socket. It is owned by the server from here on.
+        backlog: connections that may wait to be accepted. A peer beyond them is refused.
+        ssl: a context for TLS; None for none.
+        ssl_handshake_timeout: seconds; None is asyncio's default, 60.
+        ssl_shutdown_timeout: seconds; None is asyncio's default, 30.
+        start_serving: False waits for :meth:`HvServer.start_serving`.
+        allow: who may connect: a predicate on the peer's address, or a collection of CIDs, VM ids and, for
+            hybrid vsock, socket paths. Another peer is closed before the factory is called, and logged once.
+            None allows everybody.
+        max_connections: how many connections are open at once; more wait in the backlog. None is no limit.
+        buffer_size: bytes the kernel buffers each way, for each connection; None is its default.
+        connected_suspend: stay connected while the VM is paused; AF_HYPERV only, no effect elsewhere.
+
+    Raises:
+        ValueError: arguments that exclude or need each other.
+        HvAddressError: the address, or a member of ``allow``, is malformed or has no counterpart here.
+        HvUnsupportedError: this system, Python or loop cannot.
+        HvPermissionError: a right is missing.
+        HvConnectError: the address cannot be bound.
+    """
+    tls = _server_tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+    _check_sock(address, sock)
+    if max_connections is not None and max_connections < 1:
+        raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
+    predicate = allow_predicate(allow)
+    options = _options(None, buffer_size, connected_suspend)
+    loop = asyncio.get_running_loop()
+    check_loop(loop)
+    if sock is None:
+        assert address is not None
+        listener = _listen(to_address(address), options)
+    else:
+        sock.setblocking(False)
+        listener = Listener(sock, None)
+    server = HvServer(
+        loop,
+        [listener],
+        protocol_factory,
+        backlog=backlog,
+        tls=tls,
+        allow=predicate,
+        max_connections=max_connections,
+    )
+    if start_serving:
+        try:
+            await server.start_serving()
+        except BaseException:
+            server.close()
+            raise
+    return server
+
+
+async def _dial(
+    loop: asyncio.AbstractEventLoop, address: Address, options: Options, retry: Retry | None
+) -> tuple[socket.socket, Names]:
+    delays = retry.delays() if retry is not None else None
+    while True:
+        try:
+            return await _attempt(loop, address, options)
+        except HvConnectError as error:
+            if delays is None or not error.transient:
+                raise
+            delay = next(delays)
+            logger.debug("%s; trying again in %.1f s", error.strerror, delay)
+        await asyncio.sleep(delay)
+
+
+async def _attempt(
+    loop: asyncio.AbstractEventLoop, address: Address, options: Options
+) -> tuple[socket.socket, Names]:
+    platform = platform_for(address)
+    address = platform.native(address)
+    try:
+        sock = platform.open_socket(options)
+    except HvError:
+        raise
+    except OSError as error:
+        raise platform.failure(error, "connect", remote=address, local=None) from error
+    try:
+        try:
+            async with asyncio.timeout(options.connect_timeout):
+                await connect(loop, sock, platform.dial(sock, address))
+            return sock, platform.names(sock, address)
+        except OSError as error:
+            local = platform.local(sock)
+            if error.errno is None:  # asyncio.timeout()'s
+                reason = OSError(errno.ETIMEDOUT, f"no answer within {options.connect_timeout:g} s")
+            else:
+                reason = error
+            raise platform.failure(reason, "connect", remote=address, local=local) from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _listen(address: Address, options: Options) -> Listener:
+    platform = platform_for(address)
+    address = platform.native(address)
+    try:
+        return platform.listen(address, options)
+    except HvError:
+        raise
+    except OSError as error:
+        raise platform.failure(error, "listen", remote=None, local=address) from error
+
+
+def _adopt(sock: socket.socket) -> Names:
+    """Check a socket the caller brought, and return its names."""
+    try:
+        sock.setblocking(False)
+        # asyncio takes an unconnected socket, and then nothing ever happens on it.
+        return names_of(sock)
+    except OSError as error:
+        sock.close()
+        raise HvConnectError(
+            error.errno or errno.ENOTCONN, f"connect over sock={sock!r}", hint="sock must be connected"
+        ) from error
+
+
+def _check_sock(address: AddressLike | None, sock: socket.socket | None) -> None:
+    if address is None and sock is None:
+        raise ValueError("no address and sock were specified")
+    if sock is not None:
+        if address is not None:
+            raise ValueError("address and sock can not be specified at the same time")
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"A Stream Socket was expected, got {sock!r}")
+
+
+def _options(connect_timeout: float | None, buffer_size: int | None, connected_suspend: bool) -> Options:
+    if connect_timeout is not None and not connect_timeout > 0:
+        raise ValueError(f"connect_timeout must be positive, or None, not {connect_timeout!r}")
+    if buffer_size is not None and buffer_size < 1:
+        raise ValueError(f"buffer_size must be positive, or None, not {buffer_size!r}")
+    return Options(connect_timeout, buffer_size, connected_suspend)
+
+
+def _client_tls(
+    ssl: _ssl.SSLContext | bool | None,
+    server_hostname: str | None,
+    handshake_timeout: float | None,
+    shutdown_timeout: float | None,
+) -> TLS | None:
+    if ssl:
+        if server_hostname is None:
+            raise ValueError("you have to pass server_hostname when using ssl")
+        return TLS(None if ssl is True else ssl, server_hostname, handshake_timeout, shutdown_timeout)
+    if server_hostname is not None:
+        raise ValueError("server_hostname is only meaningful with ssl")
+    _no_tls_timeouts(handshake_timeout, shutdown_timeout)
+    return None
+
+
+def _server_tls(
+    ssl: _ssl.SSLContext | None, handshake_timeout: float | None, shutdown_timeout: float | None
+) -> TLS | None:
+    if ssl is not None:
+        if not isinstance(ssl, _ssl.SSLContext):
+            raise TypeError("ssl argument must be an SSLContext or None")
+        return TLS(ssl, None, handshake_timeout, shutdown_timeout)
+    _no_tls_timeouts(handshake_timeout, shutdown_timeout)
+    return None
+
+
+def _no_tls_timeouts(handshake_timeout: float | None, shutdown_timeout: float | None) -> None:
+    if handshake_timeout is not None:
+        raise ValueError("ssl_handshake_timeout is only meaningful with ssl")
+    if shutdown_timeout is not None:
+        raise ValueError("ssl_shutdown_timeout is only meaningful with ssl")

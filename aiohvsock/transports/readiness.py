@@ -1,0 +1,112 @@
+"""Connect and accept on any loop that has ``add_reader`` and ``add_writer``: asyncio's selector loop, uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Generator
+
+from ..platforms import READABLE, Readiness
+
+__all__ = ["Acceptor", "connect"]
+
+# How long a listener rests when accept() fails for want of descriptors or memory; asyncio's own figure.
+_ACCEPT_DELAY = 1.0
+
+# A peer that went away before it was accepted: its own trouble, not the listener's.
+_PEER_GONE = frozenset((errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ENOTCONN, errno.ETIMEDOUT))
+
+
+async def connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, steps: Generator[Readiness]) -> None:
+    """Drive a platform's ``dial`` to its end.
+
+    The socket stays the caller's, who closes it when this fails or is cancelled.
+    """
+    fd = sock.fileno()
+    for wanted in steps:
+        ready = loop.create_future()
+        add, remove = (
+            (loop.add_reader, loop.remove_reader)
+            if wanted == READABLE
+            else (loop.add_writer, loop.remove_writer)
+        )
+        add(fd, _wake, ready)
+        try:
+            await ready
+        finally:
+            remove(fd)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Acceptor:
+    """Takes connections off a listening socket.
+
+    Args:
+        loop: the running loop.
+        sock: the listening socket; it stays the caller's.
+        backlog: connections taken at most before the loop's other work gets its turn.
+        on_accept: called with each accepted, non-blocking socket, which it then owns. It must not raise.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        backlog: int,
+        on_accept: Callable[[socket.socket], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._burst = max(1, backlog)
+        self._on_accept = on_accept
+        self._active = False
+        self._delay: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Start, or go on, accepting."""
+        if not self._active:
+            self._active = True
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def stop(self) -> None:
+        """Stop accepting; peers then wait in the backlog."""
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        if self._active:
+            self._active = False
+            self._loop.remove_reader(self._sock.fileno())
+
+    def _accept(self) -> None:
+        for _ in range(self._burst):
+            # The callback can stop us: the server is full, or closed.
+            if not self._active:
+                return
+            try:
+                sock, _ = self._sock.accept()
+                sock.setblocking(False)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _PEER_GONE:
+                    continue
+                self._rest(error)
+                return
+            self._on_accept(sock)
+
+    def _rest(self, error: OSError) -> None:
+        """Out of descriptors, or the like: the listener stays readable, so asking at once would spin."""
+        self._loop.call_exception_handler(
+            {
+                "message": f"accept failed; the listener goes on in {_ACCEPT_DELAY:g} s",
+                "exception": error,
+                "socket": self._sock,
+            }
+        )
+        self.stop()
+        self._delay = self._loop.call_later(_ACCEPT_DELAY, self.start)
