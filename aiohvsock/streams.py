@@ -86,12 +86,15 @@ class HvStreamWriter(asyncio.StreamWriter):
             ssl.SSLError: the handshake failed.
         """
         await self.drain()
-        transport = await start_tls(
+        await start_tls(
             cast("asyncio.Transport", self.transport),
             self._protocol,
             TLS(sslcontext, server_hostname, ssl_handshake_timeout, ssl_shutdown_timeout),
             server_side=self._protocol.server_side,
+            on_wrapped=self._wrapped,
         )
+
+    def _wrapped(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._protocol.transport_replaced(transport)
 

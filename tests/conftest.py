@@ -26,7 +26,17 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.
 with contextlib.suppress(ImportError):
     import uvloop
 
-    LOOPS["uvloop"] = uvloop.new_event_loop
+    def _ticking_uvloop() -> asyncio.AbstractEventLoop:
+        """Return a uvloop that looks up now and then: while it waits in C, the signal of a test's timeout is not seen."""
+        loop = uvloop.new_event_loop()
+
+        def tick() -> None:
+            loop.call_later(1.0, tick)
+
+        tick()
+        return loop
+
+    LOOPS["uvloop"] = _ticking_uvloop
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from asyncio.sslproto import SSLProtocol
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -59,10 +60,15 @@ async def start_tls(
     tls: TLS,
     *,
     server_side: bool,
-) -> asyncio.Transport:
+    on_wrapped: Callable[[asyncio.Transport], None],
+) -> None:
     """Do what ``loop.start_tls()`` does, on any loop.
 
     If it fails or is cancelled, the transport is aborted.
+
+    Args:
+        on_wrapped: called with the transport to write to from here on, before the handshake starts: the first
+            data can follow the handshake so closely that the protocol must know it by then.
 
     Raises:
         ssl.SSLError: the handshake failed.
@@ -70,6 +76,7 @@ async def start_tls(
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[Any] = loop.create_future()
     ssl_protocol = tls.protocol(loop, protocol, waiter, server_side=server_side, call_connection_made=False)
+    on_wrapped(app_transport(ssl_protocol))
     # What comes from here on is the handshake's, not the application's.
     transport.pause_reading()
     transport.set_protocol(ssl_protocol)
@@ -80,4 +87,3 @@ async def start_tls(
     except BaseException:
         transport.abort()
         raise
-    return app_transport(ssl_protocol)
