@@ -1,0 +1,71 @@
+"""Every Python block of the README and the docs runs as printed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{document.name}-{number}")
+    for document in DOCUMENTS
+    for number, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+    )
+]
+EXAMPLES = [pytest.param(path, id=path.name) for path in sorted((ROOT / "examples").rglob("*.py"))]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", *arguments], check=False, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_runs(block: str, tmp_path: Path) -> None:
+    script = tmp_path / "test_block.py"
+    script.write_text(block)
+    if any(
+        isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("test_")
+        for node in ast.parse(block).body
+    ):
+        settings = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function")
+        done = python(
+            "-m", "pytest", "-q", "-p", "no:cacheprovider", *settings, "--rootdir", str(tmp_path), str(script)
+        )
+        assert "1 passed" in done.stdout, done.stdout + done.stderr
+    else:
+        done = python(str(script))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_runs(example: Path) -> None:
+    done = python(str(example))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout
+
+
+def test_the_readme_shows_its_first_example_as_it_is() -> None:
+    """examples/hello.py is the first block, with the annotations that a checker wants."""
+    first = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert first is not None
+    example = (ROOT / "examples" / "hello.py").read_text()
+    for line in ("async for message in connection:", 'await connection.send(b"you said: " + message)'):
+        assert line in first[1]
+        assert line in example
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
