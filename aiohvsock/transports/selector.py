@@ -93,6 +93,7 @@ class SelectorTransport(asyncio.Transport):
         "_send",
         "_sendmsg",
         "_sock",
+        "_writing",
     )
 
     def __init__(
@@ -128,6 +129,7 @@ class SelectorTransport(asyncio.Transport):
         self._protocol_paused = False
         self._direct = True  # write() may go straight to the socket: nothing queued, not ending
         self._dropped = 0  # writes thrown away
+        self._writing = False  # registered with the loop for what is queued
         self._eof = False  # write_eof() was called
         self._broken: Exception | None = None  # the error that ended writing
         self._reading = False  # registered with the loop
@@ -354,7 +356,9 @@ class SelectorTransport(asyncio.Transport):
         """Leave what is queued to the loop."""
         if self._queue:
             self._direct = False
-            self._loop.add_writer(self._fd, self._on_writable)
+            if not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._on_writable)
             self._check_high_water()
 
     def _on_writable(self) -> None:
@@ -375,10 +379,12 @@ class SelectorTransport(asyncio.Transport):
                 break
             sent -= size
             queue.popleft()
-        self._check_low_water()
-        if not queue and not self._finishing:
-            self._loop.remove_writer(self._fd)
+        if not queue:
             self._flushed()
+        # The protocol may write on right here, and mostly does: so the loop is told last.
+        self._check_low_water()
+        if not queue:
+            self._stop_writing()
 
     def _flushed(self) -> None:
         if self._eof:
@@ -403,9 +409,13 @@ class SelectorTransport(asyncio.Transport):
             self._loop.call_soon(self._drain)
 
     def _discard_queue(self) -> None:
-        if self._queue:
-            self._queue.clear()
-            self._queued = 0
+        self._queue.clear()
+        self._queued = 0
+        self._stop_writing()
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
             self._loop.remove_writer(self._fd)
 
     def can_write_eof(self) -> bool:
