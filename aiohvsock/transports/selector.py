@@ -13,13 +13,12 @@ import socket
 import warnings
 import weakref
 from asyncio.sslproto import SSLProtocol
-from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any
 
 from .._log import logger
 from ..platforms import Names
+from .queue import PIECES, SMALL_WRITE, SendQueue
 
 __all__ = ["SelectorTransport"]
 
@@ -28,13 +27,6 @@ __all__ = ["SelectorTransport"]
 _READ_SIZE = 256 * 1024
 
 _HIGH_WATER = 64 * 1024
-
-# Below this it is cheaper to copy pieces into one than to describe each to the kernel.
-_SMALL_PIECE = 4 * 1024
-_SMALL_WRITE = 32 * 1024
-
-# Pieces for one sendmsg(); the kernel takes 1024 (UIO_MAXIOV), and more than this brings nothing.
-_PIECES = 256
 
 _WOULD_BLOCK = (BlockingIOError, InterruptedError)
 
@@ -85,7 +77,6 @@ class SelectorTransport(asyncio.Transport):
         "_protocol",
         "_protocol_paused",
         "_queue",
-        "_queued",
         "_read_eof",
         "_reading",
         "_recv_into",
@@ -121,9 +112,7 @@ class SelectorTransport(asyncio.Transport):
         self._sendmsg = sock.sendmsg
         self._scratch = _scratch_of(loop)
         self._on_lost = on_lost
-        # What could not be sent yet. A bytearray is a tail that small pieces are added to.
-        self._queue: deque[memoryview | bytearray] = deque()
-        self._queued = 0
+        self._queue = SendQueue()
         self._high = _HIGH_WATER
         self._low = _HIGH_WATER // 4
         self._protocol_paused = False
@@ -297,7 +286,7 @@ class SelectorTransport(asyncio.Transport):
             self._write_failed(error)
             return
         if sent != len(data):
-            self._enqueue(data, sent)
+            self._queue.add(data, sent)
             self._wait_to_write()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
@@ -305,11 +294,11 @@ class SelectorTransport(asyncio.Transport):
         if not self._direct:
             self._write_later(pieces)
             return
-        if sum(map(len, pieces)) < _SMALL_WRITE:
+        if sum(map(len, pieces)) < SMALL_WRITE:
             self.write(b"".join(pieces))
             return
         try:
-            sent = self._sendmsg(pieces[:_PIECES])
+            sent = self._sendmsg(pieces[:PIECES])
         except _WOULD_BLOCK:
             sent = 0
         except OSError as error:
@@ -317,13 +306,9 @@ class SelectorTransport(asyncio.Transport):
             return
         for piece in pieces:
             size = memoryview(piece).nbytes
-            if sent < size:
-                self._enqueue(piece, sent)
-                sent = 0
-            else:
-                sent -= size
-        if self._queue:
-            self._wait_to_write()
+            self._queue.add(piece, min(sent, size))
+            sent -= min(sent, size)
+        self._wait_to_write()
 
     def _write_later(self, pieces: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
         if self._eof:
@@ -334,27 +319,12 @@ class SelectorTransport(asyncio.Transport):
                 logger.warning("%r: writing to a closed connection", self)
             return
         for piece in pieces:
-            self._enqueue(piece, 0)
+            self._queue.add(piece)
         self._check_high_water()
-
-    def _enqueue(self, data: bytes | bytearray | memoryview[Any], start: int) -> None:
-        size = memoryview(data).nbytes - start
-        if not size:
-            return
-        rest = memoryview(data).cast("B")[start:]
-        self._queued += size
-        queue = self._queue
-        if size >= _SMALL_PIECE:
-            # Only bytes can be kept without a copy: the caller may go on to change anything else.
-            queue.append(rest if isinstance(rest.obj, bytes) else memoryview(bytes(rest)))
-        elif queue and isinstance(queue[-1], bytearray) and len(queue[-1]) < _SMALL_WRITE:
-            queue[-1] += rest
-        else:
-            queue.append(bytearray(rest))
 
     def _wait_to_write(self) -> None:
         """Leave what is queued to the loop."""
-        if self._queue:
+        if self._queue.size:
             self._direct = False
             if not self._writing:
                 self._writing = True
@@ -362,28 +332,18 @@ class SelectorTransport(asyncio.Transport):
             self._check_high_water()
 
     def _on_writable(self) -> None:
-        queue = self._queue
         try:
-            sent = self._sendmsg(list(islice(queue, _PIECES)))
+            self._queue.sent(self._sendmsg(self._queue.head()))
         except _WOULD_BLOCK:
             return
         except OSError as error:
             self._write_failed(error)
             return
-        self._queued -= sent
-        while sent:
-            size = len(queue[0])
-            if sent < size:
-                # From here on it is a memoryview, so that nothing is added to a bytearray with a view on it.
-                queue[0] = memoryview(queue[0])[sent:]
-                break
-            sent -= size
-            queue.popleft()
-        if not queue:
+        if not self._queue.size:
             self._flushed()
         # The protocol may write on right here, and mostly does: so the loop is told last.
         self._check_low_water()
-        if not queue:
+        if not self._queue.size:
             self._stop_writing()
 
     def _flushed(self) -> None:
@@ -410,7 +370,6 @@ class SelectorTransport(asyncio.Transport):
 
     def _discard_queue(self) -> None:
         self._queue.clear()
-        self._queued = 0
         self._stop_writing()
 
     def _stop_writing(self) -> None:
@@ -426,7 +385,7 @@ class SelectorTransport(asyncio.Transport):
             return
         self._eof = True
         self._direct = False
-        if not self._queue:
+        if not self._queue.size:
             self._shutdown()
 
     def _shutdown(self) -> None:
@@ -439,7 +398,7 @@ class SelectorTransport(asyncio.Transport):
     # -- flow control --------------------------------------------------------------------------------------
 
     def get_write_buffer_size(self) -> int:
-        return self._queued
+        return self._queue.size
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._low, self._high
@@ -455,12 +414,12 @@ class SelectorTransport(asyncio.Transport):
         self._check_high_water()
 
     def _check_high_water(self) -> None:
-        if self._queued > self._high and not self._protocol_paused:
+        if self._queue.size > self._high and not self._protocol_paused:
             self._protocol_paused = True
             self._tell_protocol("pause_writing")
 
     def _check_low_water(self) -> None:
-        if self._protocol_paused and self._queued <= self._low:
+        if self._protocol_paused and self._queue.size <= self._low:
             self._protocol_paused = False
             self._tell_protocol("resume_writing")
 
@@ -481,7 +440,7 @@ class SelectorTransport(asyncio.Transport):
         self._closing = True
         self._direct = False
         self._update_reading()
-        if not self._queue:
+        if not self._queue.size:
             self._force_close(self._broken)
 
     def abort(self) -> None:
