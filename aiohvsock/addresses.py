@@ -87,7 +87,7 @@ _VM_ID_TEXT = {vm_id: name for name, vm_id in _VM_ID_NAMES.items()}
 _TEMPLATE_TAIL = uuid.UUID("00000000-facb-11e6-bd58-64006a7986d3").int
 _PORT_SHIFT = 96
 
-_GUID = re.compile(r"\{?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}?", re.IGNORECASE | re.ASCII)
+_GUID = re.compile(r"(\{)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?(1)\})", re.IGNORECASE | re.ASCII)
 
 
 def service_id(port: int) -> uuid.UUID:
@@ -113,7 +113,9 @@ def _check_u32(value: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise HvAddressError(f"{what} must be an int, not {value!r}")
     if not 0 <= value < 1 << 32:
-        raise HvAddressError(f"{what} {value} is outside 0 ... 2**32-1")
+        # CPython does not print an int of more than 4300 digits.
+        shown = value if value.bit_length() <= 128 else f"of {value.bit_length()} bits"
+        raise HvAddressError(f"{what} {shown} is outside 0 ... 2**32-1")
     return value
 
 
@@ -165,7 +167,7 @@ class HypervAddress:
 
     def __init__(self, vm_id: uuid.UUID | str, service_id: uuid.UUID | str | int) -> None:
         if isinstance(vm_id, str):
-            vm_id = _VM_ID_NAMES.get(vm_id.lower()) or _parse_uuid(
+            vm_id = _VM_ID_NAMES.get(_lower(vm_id)) or _parse_uuid(
                 vm_id, f"VM id (a GUID, or one of {', '.join(_VM_ID_NAMES)})"
             )
         elif not isinstance(vm_id, uuid.UUID):
@@ -202,9 +204,15 @@ class HybridAddress:
     port: int | uuid.UUID
 
     def __init__(self, path: str | os.PathLike[str], port: int | uuid.UUID | str) -> None:
-        path = os.fspath(path)
+        if isinstance(path, os.PathLike):
+            path = os.fspath(path)
         if not isinstance(path, str):
             raise HvAddressError(f"path must be str or a path object, not {path!r}")
+        try:
+            # So that one file has one address: surrogates can spell a character.
+            path = path.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise HvAddressError(f"path {path!r} has a character that stands for no bytes") from None
         if not posixpath.isabs(path):
             raise HvAddressError(
                 f"path {path!r} is not absolute; os.path.abspath() makes it so, and it then survives os.chdir()"
@@ -235,7 +243,7 @@ def parse_address(text: str) -> Address:
     if not isinstance(text, str):
         raise HvAddressError(f"an address must be text, or one of the address values, not {text!r}")
     scheme, separator, rest = text.partition("://")
-    parser = _PARSERS.get(scheme.lower())
+    parser = _PARSERS.get(_lower(scheme))
     if not separator or parser is None:
         fault = f"unknown scheme {scheme!r}" if separator else "no scheme"
         raise HvAddressError(
@@ -259,7 +267,7 @@ def _parse_vsock(rest: str) -> VsockAddress:
     cid, separator, port = rest.partition(":")
     if not separator:
         raise HvAddressError(f"no port after {cid!r}: write vsock://{cid or 'any'}:PORT")
-    cid = cid.lower() or "any"
+    cid = _lower(cid) or "any"
     return VsockAddress(
         _CID_NAMES[cid] if cid in _CID_NAMES else _parse_int(cid, f"CID (or one of {', '.join(_CID_NAMES)})"),
         _parse_port(port),
@@ -295,7 +303,12 @@ _PARSERS: dict[str, Callable[[str], Address]] = {
 
 
 def _parse_port(text: str) -> int:
-    return PORT_ANY if text.lower() == "any" else _parse_int(text, "port")
+    return PORT_ANY if _lower(text) == "any" else _parse_int(text, "port")
+
+
+def _lower(text: str) -> str:
+    # str.lower() makes an ordinary "k" of the Kelvin sign.
+    return text.lower() if text.isascii() else text
 
 
 def _parse_int(text: str, what: str) -> int:

@@ -21,6 +21,9 @@ __all__ = ["MessageConnection", "connect", "serve"]
 # Bytes of messages queued for recv() before the peer is made to wait; one more read can come on top.
 _QUEUE_LIMIT = 256 * 1024
 
+# Bytes that a message takes beyond its own: a peer could fill the memory with empty ones.
+_MESSAGE_OVERHEAD = 40
+
 # Seconds close() waits for the peer to close its side.
 _CLOSE_TIMEOUT = 10.0
 
@@ -40,7 +43,7 @@ class MessageConnection(asyncio.Protocol):
         self._decoder = codec.decoder()
         self._transport: asyncio.Transport | None = None
         self._messages: deque[bytes] = deque()
-        self._queued = 0  # bytes in it
+        self._queued = 0  # bytes it takes
         self._receiver: asyncio.Future[None] | None = None
         self._end: ConnectionClosed | None = None  # why nothing more will come, and nothing can be sent
         self._closing = False  # by us
@@ -100,13 +103,14 @@ class MessageConnection(asyncio.Protocol):
 
     def _check_open(self) -> None:
         if self._end is not None:
-            raise self._end
-        if self._closing:
-            raise ConnectionClosedOK(f"{self!r} was closed by this side")
+            # Or its traceback would grow with each time it is raised.
+            raise self._end.with_traceback(None)
         error = self._info("hv_write_error")
         if error is not None:
             assert isinstance(error, Exception)
             raise ConnectionLost(f"{self!r} is lost: {error}") from error
+        if self._closing or self.transport.is_closing():
+            raise ConnectionClosedOK(f"{self!r} was closed by this side")
 
     # -- receiving -----------------------------------------------------------------------------------------
 
@@ -125,14 +129,14 @@ class MessageConnection(asyncio.Protocol):
             raise LocalProtocolError(f"{self!r}: another task is in recv(); one at a time may receive")
         while not self._messages:
             if self._end is not None:
-                raise self._end
+                raise self._end.with_traceback(None)
             self._receiver = self._loop.create_future()
             try:
                 await self._receiver
             finally:
                 self._receiver = None
         message = self._messages.popleft()
-        self._queued -= len(message)
+        self._queued -= len(message) + _MESSAGE_OVERHEAD
         if self._queued <= _QUEUE_LIMIT // 4 and not self._lost.is_set():
             self.transport.resume_reading()
         return message
@@ -215,7 +219,7 @@ class MessageConnection(asyncio.Protocol):
     def _queue(self, messages: list[bytes]) -> None:
         if messages:
             self._messages.extend(messages)
-            self._queued += sum(map(len, messages))
+            self._queued += sum(map(len, messages)) + _MESSAGE_OVERHEAD * len(messages)
             if self._queued > _QUEUE_LIMIT:
                 self.transport.pause_reading()
             self._wake_receiver()

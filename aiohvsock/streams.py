@@ -12,7 +12,7 @@ from .endpoints import ConnectOptions, ListenOptions, create_hv_connection, crea
 from .server import HvServer
 from .transports.tls import TLS, start_tls
 
-__all__ = ["HvStreamReader", "HvStreamWriter", "open_hv_connection", "start_hv_server"]
+__all__ = ["HvStreamProtocol", "HvStreamReader", "HvStreamWriter", "open_hv_connection", "start_hv_server"]
 
 _DEFAULT_LIMIT = 2**16
 

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from .addresses import CID_LOCAL, PORT_ANY, Address, HybridAddress, VsockAddress
+from .exceptions import HvConnectError
 from .platforms import linux
 from .streams import open_hv_connection, start_hv_server
 
@@ -77,6 +78,10 @@ def hybrid_monitor(path: str) -> Iterator[None]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
+    except OSError as error:
+        listener.close()
+        raise HvConnectError(error.errno or 0, f"listen on {path}") from error
+    try:
         started: Future[Callable[[], object]] = Future()
         thread = threading.Thread(
             target=lambda: asyncio.run(_monitor(path, listener, started)), name="hybrid monitor", daemon=True

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -57,9 +56,9 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.role is None:
         if arguments.address is not None:
-            return _run_both(arguments.loop, str(parse_address(arguments.address)))
+            return asyncio.run(_run_both(arguments.loop, str(parse_address(arguments.address))))
         with local_address() as address:
-            return _run_both(arguments.loop, str(address))
+            return asyncio.run(_run_both(arguments.loop, str(address)))
     if arguments.address is None:
         print("aiohvsock demo: --role needs an address, as in vsock://host:2761", file=sys.stderr)
         return 2
@@ -69,18 +68,24 @@ def _run(arguments: argparse.Namespace) -> int:
         return runner.run(_limited(agent(arguments.address), arguments.role))
 
 
-def _run_both(loop: str, address: str) -> int:
-    """Start each agent as a process of its own, and wait for both."""
+async def _run_both(loop: str, address: str) -> int:
+    """Start each agent as a process of its own, and wait for both, or for one that fails."""
     agents = [
-        subprocess.Popen([sys.executable, "-m", "aiohvsock", "demo", "--loop", loop, "--role", role, address])
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "aiohvsock", "demo", "--loop", loop, "--role", role, address
+        )
         for role in ("host", "guest")
     ]
     try:
-        return max(abs(agent.wait()) for agent in agents)
+        for ending in asyncio.as_completed([agent.wait() for agent in agents]):
+            if status := await ending:
+                return abs(status)
+        return 0
     finally:
         for agent in agents:
-            agent.kill()
-            agent.wait()
+            if agent.returncode is None:
+                agent.kill()
+            await agent.wait()
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -111,7 +116,9 @@ async def _limited(agent: Any, role: str) -> int:
 
 
 def _say(role: str, text: str) -> None:
-    print(f"{role:>5} | {text}", flush=True)
+    # In one write: the other agent prints to the same terminal.
+    sys.stdout.write(f"{role:>5} | {text}\n")
+    sys.stdout.flush()
 
 
 # -- the host's half ---------------------------------------------------------------------------------------
@@ -119,18 +126,20 @@ def _say(role: str, text: str) -> None:
 
 async def _host(address: AddressLike) -> None:
     """Serve one guest."""
-    done = asyncio.Event()
+    served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def handler(connection: MessageConnection) -> None:
         _say("host", f"a guest called: {connection.peer_address}")
         try:
             await _answer(connection)
-        finally:
-            done.set()
+        except Exception as error:
+            served.set_exception(error)
+        else:
+            served.set_result(None)
 
-    async with await serve(handler, address) as server:
+    async with await serve(handler, address, max_connections=1) as server:
         _say("host", f"listening on {server.address}")
-        await done.wait()
+        await served
 
 
 async def _answer(connection: MessageConnection) -> None:

@@ -94,7 +94,8 @@ class _Decoder:
 
     def feed(self, data: Buffer) -> list[bytes]:
         if self._error is not None:
-            raise self._error
+            # Or its traceback would grow with each time it is raised.
+            raise self._error.with_traceback(None)
         rest = self._rest
         if rest:
             rest += data
@@ -135,7 +136,7 @@ class _Decoder:
 
     def eof(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
         if self._rest:
             known = self._need > self._header or len(self._rest) >= self._header
             raise IncompleteFrame(len(self._rest), self._need if known else None)

@@ -28,10 +28,13 @@ class SendQueue:
 
     def add(self, data: bytes | bytearray | memoryview[Any], start: int = 0) -> None:
         """Add data from byte ``start`` on; the caller may change its buffer afterwards."""
-        size = memoryview(data).nbytes - start
+        view = memoryview(data)
+        size = view.nbytes - start
         if not size:
             return
-        rest = memoryview(data).cast("B")[start:]
+        if not view.c_contiguous:
+            view = memoryview(view.tobytes())
+        rest = view.cast("B")[start:]
         pieces = self._pieces
         self.size += size
         if size >= SMALL_PIECE:

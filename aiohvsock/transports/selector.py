@@ -294,7 +294,9 @@ class SelectorTransport(asyncio.Transport):
         if not self._direct:
             self._write_later(pieces)
             return
-        if sum(map(len, pieces)) < SMALL_WRITE:
+        # Also finds what is no buffer before any of it is sent.
+        sizes = [memoryview(piece).nbytes for piece in pieces]
+        if sum(sizes) < SMALL_WRITE:
             self.write(b"".join(pieces))
             return
         try:
@@ -304,8 +306,7 @@ class SelectorTransport(asyncio.Transport):
         except OSError as error:
             self._write_failed(error)
             return
-        for piece in pieces:
-            size = memoryview(piece).nbytes
+        for piece, size in zip(pieces, sizes, strict=True):
             self._queue.add(piece, min(sent, size))
             sent -= min(sent, size)
         self._wait_to_write()
@@ -318,8 +319,8 @@ class SelectorTransport(asyncio.Transport):
             if self._dropped == 5:  # asyncio's own threshold: a program that does not look at the errors
                 logger.warning("%r: writing to a closed connection", self)
             return
-        for piece in pieces:
-            self._queue.add(piece)
+        for view in [memoryview(piece) for piece in pieces]:  # all or nothing of what is no buffer
+            self._queue.add(view)
         self._check_high_water()
 
     def _wait_to_write(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-__all__ = ["TLS", "start_tls"]
+__all__ = ["TLS", "app_transport", "start_tls"]
 
 
 @dataclass(frozen=True, slots=True)
