@@ -21,11 +21,11 @@ test: .venv/.have-test
 	sh scripts/test-uml.sh
 
 test-vm: .venv/.have-test
-	@sh scripts/packages.sh qemu-system-x86 busybox-static cpio
+	@sh scripts/packages.sh qemu-system-x86 busybox-static
 	$(BIN)/python -m tests.testbeds.qemu -- $(BIN)/python -m pytest -p no:cacheprovider tests/testbeds/two_kernels
 
 demo-vm: .venv/.have-uvloop
-	@sh scripts/packages.sh qemu-system-x86 busybox-static cpio
+	@sh scripts/packages.sh qemu-system-x86 busybox-static
 	$(BIN)/python -m tests.testbeds.qemu -- $(BIN)/python -m tests.testbeds.demo_vm
 
 lint: .venv/.have-lint

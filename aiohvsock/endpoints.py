@@ -14,7 +14,7 @@ from typing import TypedDict, TypeVar
 from ._log import logger
 from .addresses import Address, AddressLike, to_address
 from .exceptions import HvConnectError, HvError
-from .platforms import Listener, Names, Options, names_of, platform_for
+from .platforms import Listener, Names, Options, listener_of, names_of, platform_for
 from .server import Allow, HvServer, allow_predicate
 from .transports import check_loop
 from .transports.readiness import connect
@@ -213,8 +213,8 @@ async def create_hv_server(
     """
     tls = _server_tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
     _check_sock(address, sock)
-    if max_connections is not None and max_connections < 1:
-        raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
+    if max_connections is not None and not (isinstance(max_connections, int) and max_connections >= 1):
+        raise ValueError(f"max_connections must be an int of at least 1, or None, not {max_connections!r}")
     predicate = allow_predicate(allow)
     options = _options(None, buffer_size, connected_suspend)
     loop = asyncio.get_running_loop()
@@ -224,7 +224,9 @@ async def create_hv_server(
         listener = _listen(to_address(address), options)
     else:
         sock.setblocking(False)
-        listener = Listener(sock, None)
+        listener = listener_of(sock)
+        if listener.address is None and predicate is not None:
+            raise ValueError("allow= needs peers with an address of ours: address=, or an AF_VSOCK sock=")
     server = HvServer(
         loop,
         [listener],
@@ -237,6 +239,11 @@ async def create_hv_server(
     if start_serving:
         try:
             await server.start_serving()
+        except OSError as error:
+            server.close()
+            raise HvConnectError(
+                error.errno or errno.EINVAL, "listen", local=listener.address, hint="a sock= must be bound"
+            ) from error
         except BaseException:
             server.close()
             raise
@@ -299,6 +306,7 @@ def _listen(address: Address, options: Options) -> Listener:
 
 def _adopt(sock: socket.socket) -> Names:
     """Check a socket the caller brought, and return its names."""
+    given = repr(sock)
     try:
         sock.setblocking(False)
         # asyncio takes an unconnected socket, and then nothing ever happens on it.
@@ -306,7 +314,7 @@ def _adopt(sock: socket.socket) -> Names:
     except OSError as error:
         sock.close()
         raise HvConnectError(
-            error.errno or errno.ENOTCONN, f"connect over sock={sock!r}", hint="sock must be connected"
+            error.errno or errno.ENOTCONN, "connect", hint=f"sock must be connected, and is {given}"
         ) from error
 
 
@@ -323,8 +331,8 @@ def _check_sock(address: AddressLike | None, sock: socket.socket | None) -> None
 def _options(connect_timeout: float | None, buffer_size: int | None, connected_suspend: bool) -> Options:
     if connect_timeout is not None and not connect_timeout > 0:
         raise ValueError(f"connect_timeout must be positive, or None, not {connect_timeout!r}")
-    if buffer_size is not None and buffer_size < 1:
-        raise ValueError(f"buffer_size must be positive, or None, not {buffer_size!r}")
+    if buffer_size is not None and not 1 <= buffer_size < 2**31:
+        raise ValueError(f"buffer_size must be positive and below 2**31, or None, not {buffer_size!r}")
     return Options(connect_timeout, buffer_size, connected_suspend)
 
 

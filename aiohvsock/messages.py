@@ -53,7 +53,10 @@ class MessageConnection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
-        return f"<{type(self).__name__} {self.local_address} to {self.peer_address}, {state}>"
+        return f"<{type(self).__name__} {self}, {state}>"
+
+    def __str__(self) -> str:
+        return f"{self.local_address} to {self.peer_address}"
 
     # -- what it is ----------------------------------------------------------------------------------------
 
@@ -108,9 +111,9 @@ class MessageConnection(asyncio.Protocol):
         error = self._info("hv_write_error")
         if error is not None:
             assert isinstance(error, Exception)
-            raise ConnectionLost(f"{self!r} is lost: {error}") from error
+            raise ConnectionLost(f"{self} is lost: {error}") from error
         if self._closing or self.transport.is_closing():
-            raise ConnectionClosedOK(f"{self!r} was closed by this side")
+            raise ConnectionClosedOK(f"{self} was closed by this side")
 
     # -- receiving -----------------------------------------------------------------------------------------
 
@@ -176,7 +179,7 @@ class MessageConnection(asyncio.Protocol):
         finally:
             if not self._lost.is_set():
                 self.transport.abort()
-                self._ended(ConnectionClosedOK(f"{self!r} was closed by this side"))
+                self._ended(ConnectionClosedOK(f"{self} was closed by this side"))
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone. Cancelling it changes nothing."""
@@ -226,17 +229,17 @@ class MessageConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         if self._closing:
-            self._ended(ConnectionClosedOK(f"{self!r} was closed by this side"))
+            self._ended(ConnectionClosedOK(f"{self} was closed by this side"))
             return
         try:
             self._decoder.eof()
         except FramingError as error:
             self._fail(error)
         else:
-            self._ended(ConnectionClosedOK(f"{self!r} was closed by the peer"))
+            self._ended(ConnectionClosedOK(f"{self} was closed by the peer"))
 
     def _fail(self, error: FramingError) -> None:
-        lost = ConnectionLost(f"{self!r} is lost: {error}")
+        lost = ConnectionLost(f"{self} is lost: {error}")
         lost.__cause__ = error
         logger.warning("%s", lost)
         self._ended(lost)
@@ -244,9 +247,9 @@ class MessageConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is None or self._closing:
-            self._ended(ConnectionClosedOK(f"{self!r} was closed"))
+            self._ended(ConnectionClosedOK(f"{self} was closed"))
         else:
-            lost = ConnectionLost(f"{self!r} is lost: {error}")
+            lost = ConnectionLost(f"{self} is lost: {error}")
             lost.__cause__ = error
             self._ended(lost)
         self._lost.set()
@@ -349,6 +352,9 @@ class _ServedConnection(MessageConnection):
     async def _serve(self) -> None:
         try:
             await self._handler(self)
+        except asyncio.CancelledError:
+            self.transport.abort()
+            raise
         except ConnectionClosed as error:
             # Not the handler's fault, and the connection knows it.
             logger.debug("%r: the handler ended with its connection: %s", self, error)

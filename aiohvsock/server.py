@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -11,7 +12,17 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from ._log import logger
-from .addresses import Address, HybridAddress, HypervAddress, VsockAddress, to_vsock
+from .addresses import (
+    CID_ANY,
+    VM_ID_ANY,
+    VM_ID_BROADCAST,
+    VM_ID_CHILDREN,
+    Address,
+    HybridAddress,
+    HypervAddress,
+    VsockAddress,
+    to_vsock,
+)
 from .exceptions import HvAddressError
 from .platforms import Listener
 from .transports.readiness import Acceptor
@@ -26,6 +37,8 @@ and, for hybrid vsock, paths of the monitor's socket."""
 
 # A peer refused for the first time is worth a warning; one that keeps trying is not worth a full disk.
 _REFUSALS_REMEMBERED = 256
+
+_NO_PARTITION = (CID_ANY, VM_ID_ANY, VM_ID_BROADCAST, VM_ID_CHILDREN)
 
 
 class HvServer(asyncio.AbstractServer):
@@ -113,7 +126,7 @@ class HvServer(asyncio.AbstractServer):
             acceptor.start()
 
     async def serve_forever(self) -> None:
-        """Start accepting connections and go on until cancelled, which closes the server.
+        """Start accepting connections and go on until cancelled, which closes the server and its connections.
 
         Raises:
             RuntimeError: the server is closed, or another task is in this call.
@@ -127,6 +140,8 @@ class HvServer(asyncio.AbstractServer):
         except asyncio.CancelledError:
             try:
                 self.close()
+                # Or an idle client would keep it waiting (https://github.com/python/cpython/issues/123720).
+                self.close_clients()
                 await self.wait_closed()
             finally:
                 raise
@@ -147,11 +162,17 @@ class HvServer(asyncio.AbstractServer):
                 sock.close()
                 return
             protocol = self._protocol_factory()
+            if self._closed:  # by one of them
+                sock.close()
+                return
             if self._tls is not None:
                 handshake: asyncio.Future[Any] = self._loop.create_future()
                 handshake.add_done_callback(lambda done: self._handshake_done(listener, names.peer, done))
                 protocol = self._tls.protocol(self._loop, protocol, handshake, server_side=True)
-        except Exception as error:
+        except (SystemExit, KeyboardInterrupt):
+            sock.close()
+            raise
+        except BaseException as error:
             self._report(
                 error, sock, "a connection could not be served: protocol_factory() or allow() failed"
             )
@@ -164,11 +185,14 @@ class HvServer(asyncio.AbstractServer):
                 acceptor.stop()
         try:
             transport.start()
-        except Exception as error:
+        except (SystemExit, KeyboardInterrupt):
+            transport.abort()
+            raise
+        except BaseException as error:
             self._report(error, transport, "protocol.connection_made() failed")
             transport.abort()
 
-    def _report(self, error: Exception, what: object, message: str) -> None:
+    def _report(self, error: BaseException, what: object, message: str) -> None:
         key = "socket" if isinstance(what, socket.socket) else "transport"
         self._loop.call_exception_handler({"message": message, "exception": error, key: what})
 
@@ -246,6 +270,9 @@ def allow_predicate(allow: Allow | None) -> Callable[[Address], bool] | None:
         HvAddressError: a member of the collection names no partition.
         TypeError: it is neither a predicate nor a collection.
     """
+    if inspect.iscoroutinefunction(allow):
+        # Its coroutine would be true, and let everybody in.
+        raise TypeError(f"allow must be a plain function, not the coroutine function {allow!r}")
     if allow is None or callable(allow):
         return allow
     if isinstance(allow, (str, bytes)) or not isinstance(allow, Collection):
@@ -256,11 +283,13 @@ def allow_predicate(allow: Allow | None) -> Callable[[Address], bool] | None:
 
 def _names(member: int | UUID | str) -> set[object]:
     """Return all that can stand for a partition in a peer's address."""
-    if isinstance(member, int):
-        return {VsockAddress(member, 0).cid}
     if isinstance(member, str) and member.startswith("/"):
         return {member}
-    address = HypervAddress(member, 0)
+    address = VsockAddress(member, 0) if isinstance(member, int) else HypervAddress(member, 0)
+    if _partition(address) in _NO_PARTITION:
+        raise HvAddressError(f"{member!r} in allow= is nobody's name; None allows everybody")
+    if isinstance(address, VsockAddress):
+        return {address.cid}
     try:
         return {address.vm_id, to_vsock(address).cid}
     except HvAddressError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl as _ssl
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, Unpack, cast
 
@@ -32,11 +33,17 @@ class HvStreamReader(asyncio.StreamReader):
 
     def _check_lost(self) -> None:
         if self._lost is not None and not self._buffer:  # type: ignore[attr-defined]
-            raise self._lost
+            raise self._lost.with_traceback(None)
 
     async def read(self, n: int = -1) -> bytes:
         if n != 0:
             self._check_lost()
+        if n < 0:
+            # StreamReader.read(-1) calls read() until the end, where this would raise and what it has be lost.
+            blocks = []
+            while block := await super().read(self._limit):  # type: ignore[attr-defined]
+                blocks.append(block)
+            return b"".join(blocks)
         return await super().read(n)
 
     async def readexactly(self, n: int) -> bytes:
@@ -53,6 +60,15 @@ class HvStreamWriter(asyncio.StreamWriter):
 
     _protocol: HvStreamProtocol
 
+    def __del__(self) -> None:
+        # asyncio's own has this from Python 3.11.5 on, and Debian 12 is older.
+        if not self.transport.is_closing():
+            if self._loop.is_closed():  # type: ignore[attr-defined]
+                warnings.warn("loop is closed", ResourceWarning, stacklevel=1)
+            else:
+                self.close()
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1)
+
     async def drain(self) -> None:
         """Wait until the peer keeps up.
 
@@ -68,7 +84,8 @@ class HvStreamWriter(asyncio.StreamWriter):
     def _check_write_error(self) -> None:
         error = self.get_extra_info("hv_write_error")
         if error is not None:
-            raise error
+            # Or its traceback would keep alive what each caller had in hand.
+            raise error.with_traceback(None)
 
     async def start_tls(
         self,

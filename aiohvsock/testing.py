@@ -84,7 +84,7 @@ def hybrid_monitor(path: str) -> Iterator[None]:
     try:
         started: Future[Callable[[], object]] = Future()
         thread = threading.Thread(
-            target=lambda: asyncio.run(_monitor(path, listener, started)), name="hybrid monitor", daemon=True
+            target=_run_monitor, args=(path, listener, started), name="hybrid monitor", daemon=True
         )
         thread.start()
         stop = started.result()
@@ -97,6 +97,15 @@ def hybrid_monitor(path: str) -> Iterator[None]:
         listener.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def _run_monitor(path: str, listener: socket.socket, started: Future[Callable[[], object]]) -> None:
+    try:
+        asyncio.run(_monitor(path, listener, started))
+    except BaseException as error:
+        if started.done():
+            raise
+        started.set_exception(error)
 
 
 async def _monitor(path: str, listener: socket.socket, started: Future[Callable[[], object]]) -> None:

@@ -87,7 +87,7 @@ async def _run(options: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             return 1
         bench = Bench(program, tuple(cores), options.cores, options.seconds, options.timeout)
-        entries = await compete(bench, select(options.only), options.rounds, _say)
+        entries = await compete(bench, select(options.only), options.rounds, 1 if options.quick else 3, _say)
 
     results = report.Results(
         machine=machine.describe(),

@@ -13,7 +13,6 @@ from .processes import Bench, ContenderFailed, Sample
 __all__ = ["Entry", "Spread", "compete"]
 
 MAX_DISTURBANCE = 0.03
-MAX_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +60,14 @@ def _mean(samples: Iterable[Sample]) -> float:
 
 
 async def compete(
-    bench: Bench, contenders: Sequence[Contender], rounds: int, say: Callable[[str], None]
+    bench: Bench, contenders: Sequence[Contender], rounds: int, max_tries: int, say: Callable[[str], None]
 ) -> list[Entry]:
-    """Measure every contender in every round, C twice. One that fails isn't tried again."""
+    """Measure every contender in every round, C twice. One that fails isn't measured again.
+
+    Args:
+        max_tries: how often at most a measurement is made in which others took time that belonged to it.
+        say: called with a line for each measurement.
+    """
     entries = [Entry(contender, missing=contender.missing()) for contender in contenders]
     for number in range(1, rounds + 1):
         for workload, entry in _order(entries):
@@ -71,7 +75,7 @@ async def compete(
                 continue
             name = f"round {number}/{rounds}  {entry.contender.key:<34}"
             try:
-                sample = await _least_disturbed(bench, entry.contender, workload)
+                sample = await _least_disturbed(bench, entry.contender, workload, max_tries)
             except ContenderFailed as error:
                 entry.failure = str(error)
                 say(f"{name}    FAILED")
@@ -94,10 +98,10 @@ def _order(entries: Iterable[Entry]) -> Iterable[tuple[Workload, Entry]]:
             yield workload, entry
 
 
-async def _least_disturbed(bench: Bench, contender: Contender, workload: Workload) -> Sample:
+async def _least_disturbed(bench: Bench, contender: Contender, workload: Workload, max_tries: int) -> Sample:
     """Measure again when the hypervisor, or other processes, took too much. The result is never looked at."""
     samples: list[Sample] = []
-    while len(samples) < MAX_TRIES:
+    while len(samples) < max_tries:
         samples.append(await bench.measure(contender, workload))
         if samples[-1].disturbance <= MAX_DISTURBANCE:
             break

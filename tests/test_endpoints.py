@@ -82,6 +82,7 @@ def test_signatures_follow_create_unix() -> None:
             "ssl_shutdown_timeout is only meaningful with ssl",
         ),
         ({"address": "vsock://2:5", "buffer_size": 0}, "buffer_size must be positive"),
+        ({"address": "vsock://2:5", "buffer_size": 2**40}, "buffer_size must be positive and below"),
         ({"address": "2:5"}, "no scheme"),
     ],
 )
@@ -353,6 +354,15 @@ async def test_an_unconnected_socket_is_refused() -> None:
     with pytest.raises(HvConnectError, match="sock must be connected") as caught:
         await create_hv_connection(Recorder, sock=sock)
     assert caught.value.errno == errno.ENOTCONN
+    assert caught.value.operation == "connect"
+    assert sock.fileno() == -1
+
+
+async def test_an_unbound_listening_socket_is_refused(kind: str) -> None:
+    sock = socket.socket(socket.AF_VSOCK if kind == "vsock" else socket.AF_UNIX, socket.SOCK_STREAM)
+    with pytest.raises(HvConnectError, match="must be bound") as caught:
+        await create_hv_server(Recorder, sock=sock)
+    assert caught.value.operation == "listen"
     assert sock.fileno() == -1
 
 

@@ -12,7 +12,9 @@ from typing import Any, cast
 import pytest
 
 from aiohvsock import (
+    CID_ANY,
     Address,
+    HvAddressError,
     HvServer,
     HybridAddress,
     HypervAddress,
@@ -364,17 +366,109 @@ async def test_allow_by_predicate(address: Address) -> None:
 
 
 def test_allow_knows_a_partition_by_each_of_its_names() -> None:
-    allow = allow_predicate({2, "loopback", "90db8b89-0d35-4f79-8ce9-49ea0ac8b7cd", "/run/vm.sock"})
+    allow = allow_predicate({2, "loopback", "90db8b89-0d35-4f79-8ce9-49ea0ac8b7ce", "/run/vm.sock"})
     assert allow is not None
     assert allow(VsockAddress(2, 99))
     assert allow(VsockAddress(1, 99))
     assert allow(HypervAddress("loopback", 99))
-    assert allow(HypervAddress("children", 99))
+    assert allow(HypervAddress("90DB8B89-0d35-4f79-8ce9-49ea0ac8b7ce", 99))
     assert allow(HybridAddress("/run/vm.sock", 99))
     assert not allow(VsockAddress(3, 99))
     assert not allow(HypervAddress("broadcast", 99))
     assert not allow(HybridAddress("/run/other.sock", 99))
     assert allow_predicate(None) is None
+
+
+@pytest.mark.parametrize("member", ["any", "children", "broadcast", CID_ANY])
+def test_allow_takes_no_name_that_is_nobodys(member: str | int) -> None:
+    with pytest.raises(HvAddressError, match="nobody's name"):
+        allow_predicate([member])
+
+
+async def test_allow_is_no_coroutine_function(address: Address) -> None:
+    """Its coroutine would be true, and let everybody in."""
+
+    async def deny(peer: Address) -> bool:
+        return False
+
+    with pytest.raises(TypeError, match="coroutine function"):
+        await create_hv_server(Recorder, address, allow=deny)  # type: ignore[arg-type]
+
+
+async def test_allow_needs_peers_with_names(directory: str) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{directory}/s")
+        with pytest.raises(ValueError, match="allow= needs peers"):
+            await create_hv_server(Recorder, sock=sock, allow=lambda peer: True)
+
+
+@pytest.mark.vsock
+async def test_a_bound_vsock_socket_of_the_callers_has_names() -> None:
+    """As systemd hands it over."""
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    sock.bind((1, 2**32 - 1))
+    factory = Collecting()
+    server = await create_hv_server(factory, sock=sock, allow={1})
+    assert server.address == VsockAddress(1, sock.getsockname()[1])
+    transport, protocol = await create_hv_connection(Recorder, server.address)
+    await factory.count(1)
+    transport.close()
+    await protocol.lost
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "2"])
+async def test_max_connections_is_a_positive_int(address: Address, limit: Any) -> None:
+    with pytest.raises(ValueError, match="max_connections must be an int"):
+        await create_hv_server(Recorder, address, max_connections=limit)
+
+
+# -- reentrancy and Ctrl-C ---------------------------------------------------------------------------------
+
+
+async def test_closed_inside_the_factory(address: Address) -> None:
+    server: list[HvServer] = []
+
+    def factory() -> Recorder:
+        server[0].close()
+        return Recorder()
+
+    server.append(await create_hv_server(factory, address))
+    _, protocol = await create_hv_connection(Recorder, address)
+    await server[0].wait_closed()
+    await protocol.lost
+    assert "0 connections" in repr(server[0])
+
+
+async def test_a_factory_that_is_cancelled_costs_one_connection(address: Address) -> None:
+    """CancelledError is no Exception; the accepted socket must be closed all the same."""
+    reports = catch()
+
+    def factory() -> Recorder:
+        raise asyncio.CancelledError
+
+    server = await create_hv_server(factory, address)
+    _, protocol = await create_hv_connection(Recorder, address)
+    await protocol.lost
+    assert len(reports) == 1
+    server.close()
+    await server.wait_closed()
+
+
+async def test_serve_forever_ends_with_an_idle_client(address: Address) -> None:
+    """On Ctrl-C: wait_closed() by itself would wait for the client."""
+    factory = Collecting()
+    server = await create_hv_server(factory, address)
+    _, protocol = await create_hv_connection(Recorder, address)
+    await factory.count(1)
+    serving = asyncio.ensure_future(server.serve_forever())
+    await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    await protocol.lost
+    assert factory.made[0].lost.done()
 
 
 # -- forgotten ---------------------------------------------------------------------------------------------

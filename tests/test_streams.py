@@ -4,7 +4,10 @@ import asyncio
 import inspect
 import os
 import socket
+import traceback
 import weakref
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -119,11 +122,36 @@ async def test_the_last_response_is_read_after_a_failed_write(pair: Pair) -> Non
             await writer.drain()
     assert await reader.readexactly(50_000) == response[:50_000]
     assert await reader.read() == response[50_000:]
+    assert len(tracebacks(await failure(writer.drain()))) <= len(tracebacks(await failure(writer.drain())))
     with pytest.raises(BrokenPipeError):
         await writer.drain()
     writer.close()
     with pytest.raises(BrokenPipeError):
         await writer.wait_closed()
+
+
+async def test_read_to_the_end_gives_all_before_a_reset(pair: Pair) -> None:
+    a, _ = pair()
+    reader, writer = await open_hv_connection(sock=a.dup())
+    reader.feed_data(b"last words")
+    reader.set_exception(ConnectionResetError())
+    assert await reader.read() == b"last words"
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.transport.abort()
+
+
+async def failure(awaitable: Coroutine[Any, Any, object]) -> BaseException:
+    try:
+        await awaitable
+    except OSError as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+def tracebacks(error: BaseException) -> list[object]:
+    """Return the frames an error keeps alive."""
+    return list(traceback.walk_tb(error.__traceback__))
 
 
 async def test_drain_is_told_of_a_failure_while_it_waits(pair: Pair) -> None:

@@ -155,8 +155,15 @@ def test_two_local_addresses_differ() -> None:
         assert one != two
 
 
+def test_with_loopback_it_is_cid_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "has_loopback", lambda: True)
+    monkeypatch.setattr(testing, "_free_port", lambda: 5000)
+    with local_address() as address:
+        assert address == VsockAddress(CID_LOCAL, 5000)
+
+
 @pytest.mark.vsock
-def test_with_loopback_it_is_a_free_port_of_cid_1() -> None:
+def test_with_loopback_it_is_a_free_port() -> None:
     with local_address() as address:
         assert isinstance(address, VsockAddress)
         assert address.cid == CID_LOCAL
@@ -400,6 +407,25 @@ def test_at_the_end_nothing_is_left(directory: str) -> None:
     assert not os.path.exists(path)
 
 
+def test_at_the_end_it_waits_for_nobody(directory: str) -> None:
+    path = f"{directory}/vm.sock"
+    with contextlib.ExitStack() as stack:
+        with hybrid_monitor(path):
+            listener = stack.enter_context(listening(f"{path}_1"))
+            host = stack.enter_context(connected(path))
+            host.sendall(b"CONNECT 1\n")
+            guest = stack.enter_context(accepted(listener))
+            assert line(host).startswith(b"OK ")
+            # The host does not read: the monitor is left with what the guest sends, more than it passes on.
+            guest.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                while True:
+                    guest.sendall(bytes(2**16))
+        assert path not in os.listdir(directory)
+        with pytest.raises(BrokenPipeError):
+            guest.sendall(b"x")
+
+
 def test_an_exception_in_the_block_ends_it_too(directory: str) -> None:
     path = f"{directory}/vm.sock"
     before = len(monitors())
@@ -506,3 +532,13 @@ def test_it_can_be_used_without_pytest() -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "vsock" in done.stdout
+
+
+def test_a_monitor_that_cannot_start_says_so(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: object, **options: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(testing, "start_hv_server", fail)
+    with pytest.raises(OSError, match="Too many open files"), hybrid_monitor(f"{directory}/vm.sock"):
+        raise AssertionError("it has not started")
+    assert os.listdir(directory) == []

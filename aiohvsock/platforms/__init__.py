@@ -22,6 +22,7 @@ __all__ = [
     "Options",
     "Platform",
     "Readiness",
+    "listener_of",
     "names_of",
     "platform_for",
 ]
@@ -32,6 +33,13 @@ def platform_for(address: Address) -> Platform:
     if isinstance(address, HybridAddress):
         return hybrid if hasattr(socket, "AF_UNIX") else unsupported
     return linux if sys.platform == "linux" else unsupported
+
+
+def listener_of(sock: socket.socket) -> Listener:
+    """Return the listener for a bound socket that the caller brought along."""
+    if sys.platform == "linux" and sock.family == getattr(socket, "AF_VSOCK", None):
+        return linux.listener_of(sock)
+    return Listener(sock, None)
 
 
 def names_of(sock: socket.socket) -> Names:

@@ -8,6 +8,7 @@ Sources: docs/vsock.md of Firecracker and of Cloud Hypervisor, support/hybrid_vs
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -76,6 +77,8 @@ _LISTEN = {
 def native(address: Address) -> HybridAddress:
     if not isinstance(address, HybridAddress):
         raise HvAddressError(f"{address} is not a hybrid vsock address")
+    if address.port == PORT_ANY:
+        raise HvAddressError(f"{address} has no port: with hybrid vsock nobody chooses one")
     _fit(address.path)
     return address
 
@@ -116,7 +119,12 @@ def dial(sock: socket.socket, address: Address) -> Generator[Readiness]:
     address = native(address)
     # A Unix socket connects at once or not at all: EAGAIN is a full backlog, not a connect under way, which
     # is what asyncio takes it for.
-    sock.connect(address.path)
+    try:
+        sock.connect(address.path)
+    except ConnectionRefusedError:
+        if not _is_socket(address.path):  # Linux says "refused" for any file
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK)) from None
+        raise
     # In one piece (Firecracker drops a request whose first ten bytes come in two), and with nothing after
     # it (vhost-device-vsock swallows what comes with it).
     request = b"CONNECT %s\n" % str(address.port).encode()
@@ -139,6 +147,12 @@ def dial(sock: socket.socket, address: Address) -> Generator[Readiness]:
             break
     if not (reply.startswith(b"OK ") and reply.endswith(b"\n")):
         raise OSError(errno.EPROTO, f"the answer to CONNECT was {reply!r} instead of OK")
+
+
+def _is_socket(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    return True  # it is not there any more
 
 
 def names(sock: socket.socket, address: Address) -> Names:
@@ -178,6 +192,9 @@ def _remove_dead(path: str) -> None:
         return
     if not stat.S_ISSOCK(before.st_mode):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    if _is_bound(path):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    # Of another network namespace the list says nothing.
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -191,6 +208,15 @@ def _remove_dead(path: str) -> None:
         else:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     _unlink_if_same(path, before)
+
+
+def _is_bound(path: str) -> bool:
+    """Tell whether a socket that is open is bound to a path, also one that does not listen yet (Linux, proc(5))."""
+    try:
+        with open("/proc/net/unix", "rb") as sockets:
+            return any(line.rstrip(b"\n").endswith(b" " + os.fsencode(path)) for line in sockets)
+    except OSError:
+        return False
 
 
 def _unlink_if_same(path: str, before: os.stat_result) -> None:
@@ -207,6 +233,7 @@ class _UnixListener(Listener):
         self._peer = HybridAddress(address.path, PORT_ANY)
         self._path = path
         self._file = os.lstat(path)
+        self._owner = os.getpid()
 
     def names(self, sock: socket.socket) -> Names:
         return Names(sock.getsockname(), sock.getpeername(), self.address, self._peer)
@@ -214,7 +241,8 @@ class _UnixListener(Listener):
     def close(self) -> None:
         super().close()
         # Another server may have put its own there meanwhile.
-        _unlink_if_same(self._path, self._file)
+        if os.getpid() == self._owner:  # not in a fork
+            _unlink_if_same(self._path, self._file)
 
 
 def failure(error: OSError, operation: str, *, remote: Address | None, local: Address | None) -> HvError:

@@ -32,6 +32,7 @@ __all__ = [
     "failure",
     "has_loopback",
     "listen",
+    "listener_of",
     "local",
     "local_cid",
     "names",
@@ -201,6 +202,10 @@ def listen(address: Address, options: Options) -> Listener:
     return _VsockListener(sock, bound)
 
 
+def listener_of(sock: socket.socket) -> Listener:
+    return _VsockListener(sock, _typed(sock.getsockname()))
+
+
 class _VsockListener(Listener):
     def names(self, sock: socket.socket) -> Names:
         return names(sock)
@@ -216,11 +221,18 @@ def has_loopback() -> bool:
 
     Without the vsock_loopback module a connect to CID 1 would leave for the host, a stranger: so this asks
     whether CID 1 can be bound. Opening the first AF_VSOCK socket can make the kernel load its modules.
+
+    Raises:
+        OSError: it cannot be found out: no descriptor is left, ...
     """
     try:
         with open_socket(Options()) as sock:
             sock.bind((CID_LOCAL, PORT_ANY))
-    except OSError:
+    except HvUnsupportedError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
         return False
     return True
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from aiohvsock import Address, __version__, cli, parse_address
+from aiohvsock import Address, HvTimeout, __version__, cli, parse_address
 from aiohvsock.cli import demo
 from aiohvsock.platforms import linux
 
@@ -258,6 +259,48 @@ def test_an_agent_that_fails_ends_the_other(
     assert status("demo") == result
     assert [call[call.index("--role") + 1] for call in calls] == ["host", "guest"]
     assert calls[0][-1] == calls[1][-1]
+
+
+def test_an_address_for_both_halves_that_fail(capfd: pytest.CaptureFixture[str]) -> None:
+    assert status("demo", "vsock+unix:///missing/v.sock:1") == 1
+    assert "its directory does not exist" in capfd.readouterr().err
+
+
+def test_a_role_needs_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("demo", "--role", "guest") == 2
+    assert "--role needs an address" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_no_failure_to_write_home_about(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_run", interrupted)
+
+    assert status("demo") == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_timeout_of_the_systems_is_not_taken_for_the_demos(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def agent(address: object) -> None:
+        raise HvTimeout(errno.ETIMEDOUT, "connect", hint="the machine is paused")
+
+    monkeypatch.setattr(demo, "_guest", agent)
+
+    assert status("demo", "--role", "guest", "vsock+unix:///v:1") == 1
+    output = capsys.readouterr()
+    assert "the machine is paused" in output.err
+    assert "gave up" not in output.out
+
+
+def test_the_kind_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+
+    assert demo._kind(parse_address("hvsock://parent:1")) == "AF_HYPERV"
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,49 @@ def test_what_is_no_socket_is_left_alone(directory: str, kind: str) -> None:
     assert os.path.samestat(os.lstat(path), before)
 
 
+def test_a_socket_that_does_not_listen_yet_is_left_alone(directory: str) -> None:
+    """start_serving=False: it is bound, and refuses like a dead one."""
+    address = HybridAddress(f"{directory}/vm.sock", 52)
+    first = hybrid.listen(address, Options())
+    with pytest.raises(HvConnectError, match="another program listens there"):
+        hybrid.listen(address, Options())
+    assert os.listdir(directory) == ["vm.sock_52"]
+    first.close()
+
+
+def test_a_fork_leaves_the_listeners_file(directory: str) -> None:
+    listener = hybrid.listen(HybridAddress(f"{directory}/vm.sock", 52), Options())
+    child = os.fork()
+    if not child:
+        listener.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.listdir(directory) == ["vm.sock_52"]
+    listener.close()
+
+
+def test_a_hybrid_address_needs_a_port(directory: str) -> None:
+    address = HybridAddress(f"{directory}/vm.sock", PORT_ANY)
+    with pytest.raises(HvAddressError, match="has no port"):
+        hybrid.listen(address, Options())
+    sock, steps = dial(address)
+    with sock, pytest.raises(HvAddressError, match="has no port"):
+        next(steps)
+
+
+def test_dialling_what_is_no_socket(directory: str) -> None:
+    """Linux says "refused", which would be worth another try."""
+    with open(f"{directory}/vm.sock", "w"):
+        pass
+    sock, steps = dial(HybridAddress(f"{directory}/vm.sock", 5))
+    with sock, pytest.raises(OSError, match="non-socket") as caught:
+        next(steps)
+    error = hybrid.failure(caught.value, "connect", remote=None, local=None)
+    assert isinstance(error, HvConnectError)
+    assert "not a socket" in error.hint
+    assert not error.transient
+
+
 def test_another_servers_socket_survives_our_close(directory: str) -> None:
     address = HybridAddress(f"{directory}/vm.sock", 52)
     first = hybrid.listen(address, Options())

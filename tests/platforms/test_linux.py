@@ -105,6 +105,15 @@ def test_kernel_without_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not linux.has_loopback()
 
 
+def test_the_probe_says_when_it_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(linux, "open_socket", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        linux.has_loopback()
+
+
 def test_the_probe_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule zero: a connect to CID 1 on a machine without loopback would reach a stranger."""
 

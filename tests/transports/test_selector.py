@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aiohvsock.platforms import Names
+from aiohvsock.transports import writing
 from aiohvsock.transports.selector import SelectorTransport
 
 from ..conftest import Pair
@@ -655,3 +656,83 @@ async def test_no_warning_for_a_closed_one(pair: Pair) -> None:
         del transport
         gc.collect()
     assert protocol.calls == ["connection_made", "connection_lost"]
+
+
+async def test_wide_items_are_sent_whole_when_the_socket_is_full(pair: Pair) -> None:
+    """len() of a memoryview counts items; on AF_VSOCK as many bytes as there are items fit into the socket."""
+    a, b = pair()
+    protocol, reader = Recorder(), Recorder()
+    transport = start(a, protocol)
+    items = 262_144 if b.family != socket.AF_UNIX else await fill_size()
+    data = memoryview(os.urandom(items * 4)).cast("I")
+    assert len(data) == items
+    transport.write(data)
+    transport.close()
+    start(b, reader)
+    await reader.lost
+    assert reader.data == data.tobytes()
+    await protocol.lost
+
+
+async def fill_size() -> int:
+    """Return how much a fresh Unix socket takes in one send."""
+    a, b = socket.socketpair()
+    with a, b:
+        a.setblocking(False)
+        return a.send(bytes(2**22))
+
+
+@pytest.mark.parametrize("method", ["data_received", "eof_received"])
+async def test_a_protocol_that_raises_cancelled_error_loses_its_connection(
+    pair: Pair, reports: list[dict[str, Any]], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no Exception: what had been received would be gone, and the connection would go on."""
+    catch(reports)
+    a, b = pair()
+    protocol = Recorder()
+
+    def fail(*args: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(protocol, method, fail)
+    start(a, protocol)
+    b.send(b"x")
+    b.close()
+    assert isinstance(await protocol.lost, asyncio.CancelledError)
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_a_peer_that_goes_while_nothing_is_read_is_noticed(
+    pair: Pair, closing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AF_VSOCK does not say that it is writable before what the peer sent has been read."""
+    monkeypatch.setattr(writing, "_STUCK_RETRY", 0.05)
+    a, b = pair()
+    protocol = Recorder()
+    transport = start(a, protocol)
+    transport.pause_reading()
+    await fill(transport.get_extra_info("socket"))
+    transport.write(bytes(200_000))
+    b.send(b"unread")
+    if closing:
+        transport.close()
+    b.close()
+    if not closing:
+        await protocol.called("resume_writing")
+        transport.close()
+    assert isinstance(await protocol.lost, ConnectionError)
+
+
+async def test_a_new_protocol_is_told_of_an_end_the_old_one_has_seen(pair: Pair) -> None:
+    """start_tls() on a stream whose peer has ended must fail at once, not after the handshake's timeout."""
+    a, b = pair()
+    first, second = Recorder(keep_open=True), Recorder()
+    transport = start(a, first)
+    b.shutdown(socket.SHUT_WR)
+    await first.called("eof_received")
+    transport.pause_reading()
+    transport.set_protocol(second)
+    transport.resume_reading()
+    assert await second.lost is None
+    assert second.calls == ["eof_received", "connection_lost"]

@@ -181,3 +181,18 @@ async def test_the_last_response_under_tls_is_delivered(address: Address) -> Non
         assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
+
+
+async def test_start_tls_after_the_peers_end_fails_at_once(address: Address) -> None:
+    _, client_context = contexts()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    async with await start_hv_server(handler, address):
+        reader, writer = await open_hv_connection(address)
+        assert await reader.read() == b""
+        with pytest.raises(ConnectionResetError):
+            await writer.start_tls(client_context, server_hostname="guest.example")

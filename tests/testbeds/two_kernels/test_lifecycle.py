@@ -69,6 +69,7 @@ async def test_a_connect_outlasts_a_pause(guest_agent: Agent) -> None:
     await writer.wait_closed()
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # a boot more for each loop, and the silence is the kernel's
 async def test_a_reset_is_silence_until_something_is_sent(guest_agent: Agent) -> None:
     """The host's kernel does not tell: only the new boot, asked about a connection it does not know, ends it."""
     reader, writer = await aiohvsock.open_hv_connection(guest_agent.address(agent.ECHO))
