@@ -11,11 +11,15 @@ from typing import Any, TypeAlias, Unpack, cast
 from .addresses import AddressLike
 from .endpoints import ConnectOptions, ListenOptions, create_hv_connection, create_hv_server
 from .server import HvServer
+from .transports.selector import scratch_of
 from .transports.tls import TLS, start_tls
 
 __all__ = ["HvStreamProtocol", "HvStreamReader", "HvStreamWriter", "open_hv_connection", "start_hv_server"]
 
 _DEFAULT_LIMIT = 2**16
+
+# Below the 128 KiB from which malloc maps each piece of memory anew: a reader copies what it is fed.
+_READ_SIZE = 120 * 1024
 
 
 class HvStreamReader(asyncio.StreamReader):
@@ -119,8 +123,10 @@ class HvStreamWriter(asyncio.StreamWriter):
 ClientConnected: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
 
-class HvStreamProtocol(asyncio.StreamReaderProtocol):
+class HvStreamProtocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
     """Feeds a reader, and makes the writer: asyncio's own, with ours for its reader and writer.
+
+    It is a :class:`asyncio.BufferedProtocol` to choose how much is read at once.
 
     Args:
         limit: bytes; twice as many are buffered at most.
@@ -129,6 +135,7 @@ class HvStreamProtocol(asyncio.StreamReaderProtocol):
 
     def __init__(self, limit: int, client_connected_cb: ClientConnected | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._received = scratch_of(self._loop)[:_READ_SIZE]
         self.reader = HvStreamReader(limit=limit, loop=self._loop)
         self.writer: HvStreamWriter | None = None
         self.server_side = client_connected_cb is not None
@@ -161,6 +168,12 @@ class HvStreamProtocol(asyncio.StreamReaderProtocol):
                 }
             )
             transport.close()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.reader.feed_data(self._received[:nbytes])
 
     def transport_replaced(self, transport: asyncio.Transport) -> None:
         """TLS has been put between: end of stream is now the end of both directions."""

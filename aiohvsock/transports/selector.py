@@ -17,7 +17,7 @@ from collections.abc import Callable
 from ..platforms import Names
 from .writing import WOULD_BLOCK, WritingHalf
 
-__all__ = ["SelectorTransport"]
+__all__ = ["SelectorTransport", "scratch_of"]
 
 # The largest piece read at once. One buffer serves all transports of a loop, so that an idle connection owns
 # none, and no read pays for a fresh 256 KiB from malloc, which is what half of asyncio's time goes into.
@@ -26,7 +26,8 @@ _READ_SIZE = 256 * 1024
 _scratch: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = weakref.WeakKeyDictionary()
 
 
-def _scratch_of(loop: asyncio.AbstractEventLoop) -> memoryview:
+def scratch_of(loop: asyncio.AbstractEventLoop) -> memoryview:
+    """Return the buffer that all connections of a loop read into: what it holds is good until the next read."""
     scratch = _scratch.get(loop)
     if scratch is None:
         scratch = _scratch[loop] = memoryview(bytearray(_READ_SIZE))
@@ -62,7 +63,7 @@ class SelectorTransport(WritingHalf):
     ) -> None:
         super().__init__(loop, sock, names)
         self._recv_into = sock.recv_into
-        self._scratch = _scratch_of(loop)
+        self._scratch = scratch_of(loop)
         self._on_lost = on_lost
         self._paused = False  # pause_reading() was called
         self._read_eof = False  # the peer has ended its side

@@ -634,13 +634,13 @@ async def test_repr_tells_the_state(pair: Pair) -> None:
 
 
 async def test_idle_transports_share_one_buffer(pair: Pair) -> None:
-    from aiohvsock.transports.selector import _scratch_of
+    from aiohvsock.transports.selector import scratch_of
 
     loop = asyncio.get_running_loop()
-    assert _scratch_of(loop) is _scratch_of(loop)
+    assert scratch_of(loop) is scratch_of(loop)
     other = asyncio.new_event_loop()
     try:
-        assert _scratch_of(other) is not _scratch_of(loop)
+        assert scratch_of(other) is not scratch_of(loop)
     finally:
         other.close()
 
