@@ -14,7 +14,9 @@ async def handler(connection: aiohvsock.MessageConnection) -> None:
 
 
 async def main() -> None:
-    with local_address() as address:  # between real machines: "vsock://any:2761" here, "vsock://host:2761" there
+    with (
+        local_address() as address
+    ):  # between real machines: "vsock://any:2761" here, "vsock://host:2761" there
         async with await aiohvsock.serve(handler, address), aiohvsock.connect(address) as connection:
             await connection.send(b"hello")
             print(await connection.recv())

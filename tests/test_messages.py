@@ -193,10 +193,9 @@ async def test_both_sides_may_speak_at_once(address: Address) -> None:
         for message in numbered(count, size):
             await connection.send(message)
 
-    async with serving(handler, address), connect(address) as connection:
-        speaker = asyncio.create_task(speak(connection))
+    async with serving(handler, address), connect(address) as connection, asyncio.TaskGroup() as group:
+        group.create_task(speak(connection))
         assert [message async for message in connection] == [*numbered(count, size), b"right"]
-        await speaker
 
 
 async def test_several_tasks_may_send(pair: Pair) -> None:
@@ -206,9 +205,10 @@ async def test_several_tasks_may_send(pair: Pair) -> None:
             for number in range(20):
                 await connection.send(b"%d:%d:" % (name, number) + bytes(20_000))
 
-        tasks = [asyncio.create_task(speak(name)) for name in range(10)]
-        got = [message.split(b":")[:2] for message in await peer.messages(200)]
-        await asyncio.gather(*tasks)
+        async with asyncio.TaskGroup() as group:
+            for name in range(10):
+                group.create_task(speak(name))
+            got = [message.split(b":")[:2] for message in await peer.messages(200)]
 
     for name in range(10):
         assert [int(number) for who, number in got if int(who) == name] == list(range(20))
@@ -838,10 +838,10 @@ async def test_a_reader_that_does_not_read_stops_the_peer(pair: Pair, size: int)
 
         # It goes on as soon as there is room, and nothing is missing.
         whole, part = divmod(sent, size + 4)
-        finish = asyncio.create_task(peer.send(frames(payload)[part:] if part else b""))
-        for _ in range(whole + bool(part)):
-            assert await connection.recv() == payload
-        await finish
+        async with asyncio.TaskGroup() as group:
+            group.create_task(peer.send(frames(payload)[part:] if part else b""))
+            for _ in range(whole + bool(part)):
+                assert await connection.recv() == payload
         await peer.send(frames(b"end"))
         assert await connection.recv() == b"end"
         assert connection.transport.is_reading()
@@ -851,9 +851,9 @@ async def test_a_message_larger_than_the_queue_is_received(pair: Pair) -> None:
     async with talking(pair) as (connection, peer):
         payload = os.urandom(2**20)
         for _ in range(3):
-            sending = asyncio.create_task(peer.send(frames(payload)))
-            assert await connection.recv() == payload
-            await sending
+            async with asyncio.TaskGroup() as group:
+                group.create_task(peer.send(frames(payload)))
+                assert await connection.recv() == payload
 
 
 async def test_send_waits_for_a_peer_that_does_not_read_and_queues_little(pair: Pair) -> None:
@@ -898,11 +898,11 @@ async def test_the_peers_end_comes_after_all_it_sent_however_slow_the_reader(pai
                 await peer.send(frames(payload))
             peer.end()
 
-        speaker = asyncio.create_task(speak())
-        while connection.transport.is_reading():
-            await steps()
-        assert [message async for message in connection] == payloads
-        await speaker
+        async with asyncio.TaskGroup() as group:
+            group.create_task(speak())
+            while connection.transport.is_reading():
+                await steps()
+            assert [message async for message in connection] == payloads
 
 
 # -- handlers ----------------------------------------------------------------------------------------------
