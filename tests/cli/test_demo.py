@@ -84,7 +84,8 @@ def test_two_processes_talk(loop: str) -> None:
 
 def test_an_interrupt_ends_it_quietly(address: Address) -> None:
     with subprocess.Popen(
-        [*COMMAND, "demo", "--role", "host", str(address)],
+        # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
+        ["env", "--default-signal=INT", *COMMAND, "demo", "--role", "host", str(address)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
