@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -84,7 +86,9 @@ async def _run_both(loop: str, address: str) -> int:
     finally:
         for agent in agents:
             if agent.returncode is None:
-                agent.kill()
+                # Not agent.kill(): that can reap the process behind asyncio's back, which then complains on stderr.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(agent.pid, signal.SIGKILL)
             await agent.wait()
 
 
