@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
@@ -203,7 +204,24 @@ class LocalProtocolError(HvError):
 
 
 class ConnectionClosed(HvError):
-    """The message connection has ended."""
+    """The message connection has ended.
+
+    Args:
+        text: what happened, for people.
+        code: see the attribute.
+        reason: see the attribute.
+    """
+
+    code: int | None
+    """The close code, as :class:`~aiohvsock.CloseCode` names those below 128; None if there was no close."""
+
+    reason: str
+    """What was said along with the code; empty mostly."""
+
+    def __init__(self, text: str = "", *, code: int | None = None, reason: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
 
 
 class ConnectionClosedOK(ConnectionClosed):
@@ -211,4 +229,11 @@ class ConnectionClosedOK(ConnectionClosed):
 
 
 class ConnectionLost(ConnectionClosed):
-    """The connection ended without a proper end: inside a frame, by a reset, or because the peer is gone."""
+    """The connection ended without a proper end: inside a frame, by a reset, or because the peer is gone.
+
+    What was sent last may or may not have been delivered; the reason is ``__cause__``.
+    """
+
+    undelivered: Sequence[object] = ()
+    """Messages known not to have been taken by the peer. Empty unless a layer with receipts fills it: the native
+    protocol has none."""
