@@ -1,4 +1,4 @@
-"""`baseline.c`, compiled when first needed."""
+"""The program in `c/`, compiled when first needed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 __all__ = ["build"]
 
-SOURCE = Path(__file__).with_name("baseline.c")
-CACHE = SOURCE.parent.parent / ".cache" / "bench"
+SOURCES = Path(__file__).with_name("c")
+CACHE = SOURCES.parent.parent / ".cache" / "bench"
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra")
 
 
@@ -26,7 +26,10 @@ def build(scratch: Path) -> Path:
     if compiler is None:
         raise RuntimeError("the baseline needs a C compiler: install gcc, or name one in CC")
 
-    identity = "\0".join((compiler, *FLAGS)).encode() + SOURCE.read_bytes()
+    sources = sorted(SOURCES.glob("*.c"))
+    identity = "\0".join((compiler, *FLAGS)).encode()
+    for file in (*sources, *sorted(SOURCES.glob("*.h"))):
+        identity += file.name.encode() + file.read_bytes()
     name = f"baseline-{hashlib.sha256(identity).hexdigest()[:16]}"
     if (CACHE / name).exists():
         return CACHE / name
@@ -41,7 +44,7 @@ def build(scratch: Path) -> Path:
 
     # Renamed into place, so that two runs at once never see half a program.
     unfinished = directory / f"{name}.{os.getpid()}"
-    command = [*compiler.split(), *FLAGS, "-o", str(unfinished), str(SOURCE)]
+    command = [*compiler.split(), *FLAGS, "-o", str(unfinished), *map(str, sources)]
     result = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import baseline, machine, report
+from . import baseline, machine, markdown, report
 from .competition import compete
 from .contenders import WORKLOADS, select
 from .processes import Bench
@@ -44,10 +45,20 @@ def _parser() -> argparse.ArgumentParser:
         "--cores",
         type=int,
         choices=[1, 2],
-        help="for server and client together, instead of what each workload has: two for raw, one for pingpong",
+        help="for server and client together, instead of what each workload has: two for raw, one for the others",
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="for one measurement, %(default)s s")
-    parser.add_argument("--json", type=Path, default=_RESULTS, metavar="FILE", help="default %(default)s")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the results are kept; default benchmarks/results/latest.json, if everything is measured",
+    )
+    parser.add_argument(
+        "--markdown",
+        action="store_true",
+        help="measure nothing, print the README's tables of the results kept",
+    )
     return parser
 
 
@@ -63,6 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             reason = contender.missing()
             print(contender.key + (f"  (not available here: {reason})" if reason else ""))
         return 0
+    if options.markdown:
+        try:
+            print(markdown.as_markdown(report.read_json(options.json or _RESULTS)))
+        except (OSError, KeyError) as error:
+            parser.error(f"no results of this version to print ({error!r}); measure first")
+        return 0
+    if options.json is None and not options.only and not options.quick:
+        options.json = _RESULTS
     if options.quick:
         options.rounds, options.seconds = 1, 0.05
     try:
@@ -76,6 +95,7 @@ async def _run(options: argparse.Namespace) -> int:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
+    machine.allow_descriptors()
     cores = sorted(os.sched_getaffinity(0))
     # The harness keeps off the core that is always measured.
     os.sched_setaffinity(0, set(cores[1:] or cores))
@@ -90,6 +110,7 @@ async def _run(options: argparse.Namespace) -> int:
         entries = await compete(bench, select(options.only), options.rounds, 1 if options.quick else 3, _say)
 
     results = report.Results(
+        date=datetime.date.today().isoformat(),
         machine=machine.describe(),
         rounds=options.rounds,
         seconds=options.seconds,
@@ -97,8 +118,9 @@ async def _run(options: argparse.Namespace) -> int:
         entries=entries,
     )
     print(report.as_text(results))
-    report.write_json(options.json, results)
-    print(f"\nwritten to {options.json}")
+    if options.json:
+        report.write_json(options.json, results)
+        print(f"\nwritten to {options.json}")
     return 1 if any(entry.failure for entry in entries) else 0
 
 

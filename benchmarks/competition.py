@@ -73,7 +73,7 @@ async def compete(
         for workload, entry in _order(entries):
             if entry.missing or entry.failure:
                 continue
-            name = f"round {number}/{rounds}  {entry.contender.key:<34}"
+            name = f"round {number}/{rounds}  {entry.contender.key:<38}"
             try:
                 sample = await _least_disturbed(bench, entry.contender, workload, max_tries)
             except ContenderFailed as error:
@@ -82,7 +82,7 @@ async def compete(
             else:
                 entry.rounds.setdefault(number, []).append(sample)
                 say(
-                    f"{name}{sample.value:>10,.0f} {workload.unit:<14} steal {sample.steal:4.1%}  others {sample.others:5.1%}  "
+                    f"{name}{workload.shown(sample.value):>10} {workload.unit:<14} steal {sample.steal:4.1%}  others {sample.others:5.1%}  "
                     f"cpu {sample.cpu:4.2f}" + (f"  {sample.tries} tries" if sample.tries > 1 else "")
                 )
     return entries
@@ -92,7 +92,7 @@ def _order(entries: Iterable[Entry]) -> Iterable[tuple[Workload, Entry]]:
     """One round: the workloads in any order, and within each the contenders, close in time to C."""
     for workload in random.sample(WORKLOADS, len(WORKLOADS)):
         turn = [entry for entry in entries if entry.contender.workload == workload.name]
-        turn += [entry for entry in turn if entry.contender.library == "c"]
+        turn += [entry for entry in turn if entry.contender.is_baseline]
         random.shuffle(turn)
         for entry in turn:
             yield workload, entry
@@ -103,6 +103,6 @@ async def _least_disturbed(bench: Bench, contender: Contender, workload: Workloa
     samples: list[Sample] = []
     while len(samples) < max_tries:
         samples.append(await bench.measure(contender, workload))
-        if samples[-1].disturbance <= MAX_DISTURBANCE:
+        if workload.memory or samples[-1].disturbance <= MAX_DISTURBANCE:
             break
     return replace(min(samples, key=lambda sample: sample.disturbance), tries=len(samples))

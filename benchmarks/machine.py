@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Ticks", "cpu_time", "describe", "pinned"]
+__all__ = ["Ticks", "allow_descriptors", "cpu_time", "describe", "pinned", "resident"]
 
 
 def describe() -> dict[str, str | int]:
@@ -22,6 +23,8 @@ def describe() -> dict[str, str | int]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "uvloop": _version("uvloop"),
         "aiohvsock": _version("aiohvsock"),
+        "picows": _version("picows"),
+        "grpclib": _version("grpclib"),
     }
 
 
@@ -91,3 +94,18 @@ def cpu_time(pid: int) -> float:
     """Seconds of CPU that a process has used, to the microsecond, which `/proc/PID/stat` is not."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def resident(pid: int) -> float:
+    """KiB of a process's memory that are in RAM; to the page, which `/proc/PID/statm` is not."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Rss":
+            return float(value.split()[0])
+    raise RuntimeError("smaps_rollup has no Rss")
+
+
+def allow_descriptors() -> None:
+    """Let the processes we start have as many descriptors as the system allows at all."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

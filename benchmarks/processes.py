@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .contenders import Contender, Workload
-from .machine import Ticks, cpu_time, pinned
+from .machine import Ticks, cpu_time, pinned, resident
+from .workloads.links import dialled
 
 __all__ = ["Bench", "ContenderFailed", "Sample"]
 
@@ -95,19 +96,29 @@ class Bench:
             await _expect(server, "ready")
             async with _running(connect, client_core, client_log) as client:
                 await _expect(client, "go")
+                assert client.stdin is not None and server.stdin is not None
                 pids = (server.pid, client.pid)
+                memory = resident(server.pid) if workload.memory else 0.0
                 start, ticks, used = time.perf_counter(), Ticks.read(cores), sum(map(cpu_time, pids))
+                if workload.memory:
+                    client.stdin.write(b"\n")
                 result = json.loads(await _line(client))
                 elapsed, used = time.perf_counter() - start, sum(map(cpu_time, pids)) - used
                 after = Ticks.read(cores)
-                assert client.stdin is not None
+                if workload.memory:
+                    await asyncio.sleep(0.1)  # the server may have things to put away
+                    memory = resident(server.pid) - memory
                 client.stdin.close()
-                await client.wait()
+                if await client.wait():
+                    raise ContenderFailed(f"the client ended with status {client.returncode}")
             # The server's own end tells whether it was well all along.
+            server.stdin.close()
             if await server.wait():
                 raise ContenderFailed(f"the server ended with status {server.returncode}")
         return Sample(
-            result["count"] * workload.per_count / result["seconds"],
+            memory / result["count"]
+            if workload.memory
+            else result["count"] * workload.per_count / result["seconds"],
             result["seconds"],
             steal=after.stolen_since(ticks),
             others=after.others_since(ticks, used),
@@ -116,12 +127,19 @@ class Bench:
 
     def _command(self, role: str, contender: Contender, workload: Workload, path: Path) -> list[str]:
         # The processes' own alarm is later than the harness's timeout: it is for when the harness is gone.
-        tail = [str(path), str(workload.size), str(int(self.timeout) + 5), str(self.seconds)]
-        if contender.library == "c":
-            return [str(self.baseline), role, workload.name, *tail]
+        tail = [str(workload.size), str(int(self.timeout) + 5), str(self.seconds)]
+        if contender.library == "c" or (role == "client" and workload.client_in_c):
+            return [
+                *(str(self.baseline), role, workload.name),
+                contender.dialect if workload.client_in_c else contender.api,
+                dialled(contender.library, str(path)),
+                *tail,
+                str(workload.connections),
+            ]
         return [
             *(sys.executable, "-m", "benchmarks.worker", role, workload.name),
             *(contender.library, contender.api, contender.loop),
+            str(path),
             *tail,
         ]
 

@@ -8,21 +8,14 @@ import signal
 import sys
 from collections.abc import Callable
 
-from .workloads import WORKLOADS
+from .workloads import connect, serve
 from .workloads.ends import measure
-from .workloads.links import LINKS
-
-
-async def _serve(options: argparse.Namespace) -> None:
-    serve, _ = WORKLOADS[options.workload]
-    await serve(options.api, LINKS[options.library], options.path)
 
 
 async def _connect(options: argparse.Namespace) -> None:
-    _, connect = WORKLOADS[options.workload]
-    run = await connect(options.api, LINKS[options.library], options.path, options.size)
+    run = await connect(options.workload, options.library, options.api, options.path, options.size)
     await measure(run, options.seconds)
-    # The harness reads the CPU time of both processes first; the server ends when this process does.
+    # The harness reads the CPU time of both processes first, and then ends the client before the server.
     sys.stdin.read()
 
 
@@ -46,7 +39,10 @@ def main() -> None:
 
     signal.alarm(options.deadline)  # so that nothing is left behind when the harness is killed
     with asyncio.Runner(loop_factory=_loop_factory(options.loop)) as runner:
-        runner.run(_serve(options) if options.role == "server" else _connect(options))
+        if options.role == "server":
+            runner.run(serve(options.workload, options.library, options.api, options.path))
+        else:
+            runner.run(_connect(options))
 
 
 if __name__ == "__main__":

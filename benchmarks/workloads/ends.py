@@ -1,73 +1,95 @@
-"""What the workloads have in common: a server of one connection, a client that times itself."""
+"""What the workloads have in common: a server that says when it is ready, a client that times itself."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from struct import Struct
 
 from .links import Link
 
-__all__ = ["SCRATCH", "VIEW", "Run", "ServedOnce", "measure", "serve_protocol", "serve_streams"]
+__all__ = [
+    "ANSWER",
+    "HEADER",
+    "SCRATCH",
+    "VIEW",
+    "Run",
+    "Serving",
+    "measure",
+    "pack",
+    "serve_protocol",
+    "serve_streams",
+    "unpack_from",
+]
 
 Run = Callable[[int], Awaitable[None]]
-"""Does the workload's step, a write or a round trip, so many times."""
+"""Does the workload's step, a write, a message or a round trip, so many times."""
 
 SCRATCH = bytearray(256 * 1024)
 VIEW = memoryview(SCRATCH)
 """Where the buffered protocols receive. One for the process: nothing stays in it between two reads."""
 
+_LENGTH = Struct(">Q")
+HEADER = _LENGTH.size
+pack, unpack_from = _LENGTH.pack, _LENGTH.unpack_from
+"""A frame, where the API leaves that to its user: a length and a payload. A count is packed so too."""
 
-class ServedOnce:
-    """The end of the one connection a server of ours has, and what ended it."""
+ANSWER = b"\0"
+
+
+class Serving:
+    """How long a server of ours goes on: until its standard input ends, or until it is called with an error."""
 
     def __init__(self) -> None:
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
 
-    def __call__(self, error: BaseException | None = None) -> None:
-        if self._over.done():
-            return
-        if error is None:
-            self._over.set_result(None)
-        else:
+    def __call__(self, error: BaseException | None) -> None:
+        if error is not None and not self._over.done():
             self._over.set_exception(error)
 
     async def wait(self) -> None:
+        self._loop.add_reader(sys.stdin.fileno(), self._input_ended)
         print("ready", flush=True)
         await self._over
 
+    def _input_ended(self) -> None:
+        self._loop.remove_reader(sys.stdin.fileno())
+        if not self._over.done():
+            self._over.set_result(None)
 
-async def serve_protocol(
-    link: Link, factory: Callable[[ServedOnce], asyncio.BaseProtocol], path: str
-) -> None:
-    """Serve one connection with the protocol made by `factory`, which calls its argument at the end."""
-    over = ServedOnce()
-    server = await link.listen(lambda: factory(over), path)
-    await over.wait()
+
+async def serve_protocol(link: Link, factory: Callable[[Serving], asyncio.BaseProtocol], path: str) -> None:
+    """Serve each connection with the protocol made by `factory`, which calls its argument with its errors."""
+    serving = Serving()
+    server = await link.listen(lambda: factory(serving), path)
+    await serving.wait()
     server.close()
 
 
 async def serve_streams(
     link: Link, handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], path: str
 ) -> None:
-    """Serve one connection with `handler`."""
-    over = ServedOnce()
+    """Serve each connection with `handler`, which may read on until there is nothing more."""
+    serving = Serving()
 
-    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await handler(reader, writer)
         except asyncio.IncompleteReadError as error:
-            over(error if error.partial else None)
+            if error.partial:
+                serving(error)
         except Exception as error:
-            over(error)
+            serving(error)
             raise
         finally:
-            over()
             writer.close()
 
-    server = await link.listen_streams(once, path)
-    await over.wait()
+    server = await link.listen_streams(handle, path)
+    await serving.wait()
     server.close()
 
 

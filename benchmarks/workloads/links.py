@@ -10,12 +10,28 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from aiohvsock import HybridAddress
 
-__all__ = ["LINKS", "Handler", "HvLink", "Link"]
+__all__ = ["LINKS", "Handler", "HvLink", "Link", "dialled", "unix_connect"]
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 HV_PORT = 5000
+
+
+def dialled(library: str, path: str) -> str:
+    """Where a server of `library` really listens that was told `path`."""
+    return f"{path}_{HV_PORT}" if library == "aiohvsock" else path
+
+
+async def unix_connect(sock: socket.socket, path: str) -> socket.socket:
+    """Connect a new socket, or close it."""
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class Closable(Protocol):
@@ -83,14 +99,9 @@ class HvLink:
 
     @staticmethod
     async def dial(path: str) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, f"{path}_{HV_PORT}")
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        return await unix_connect(
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), dialled("aiohvsock", path)
+        )
 
 
 LINKS: dict[str, Link] = {"asyncio": AsyncioLink(), "aiohvsock": HvLink()}

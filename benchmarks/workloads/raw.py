@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from .ends import SCRATCH, Run, ServedOnce, serve_protocol, serve_streams
-from .links import Link
+from .ends import SCRATCH, Run, Serving, serve_protocol, serve_streams
+from .links import LINKS
 
 __all__ = ["connect", "serve"]
 
@@ -23,8 +23,8 @@ class Sink(asyncio.BaseProtocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, over: ServedOnce) -> None:
-        self._over = over
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
         self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -32,7 +32,7 @@ class Sink(asyncio.BaseProtocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._over(exc)
+        self._serving(exc)
 
     def header_received(self, header: bytes) -> None:
         self._left = int.from_bytes(header, "big")
@@ -123,14 +123,16 @@ async def _sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(ANSWER)
 
 
-async def serve(api: str, link: Link, path: str) -> None:
+async def serve(library: str, api: str, path: str) -> None:
+    link = LINKS[library]
     if api == "streams":
         await serve_streams(link, _sink, path)
     else:
         await serve_protocol(link, {"buffered": BufferedSink, "protocol": ProtocolSink}[api], path)
 
 
-async def connect(api: str, link: Link, path: str, size: int) -> Run:
+async def connect(library: str, api: str, path: str, size: int) -> Run:
+    link = LINKS[library]
     if api != "streams":
         return (await link.connect(lambda: Source(size), path)).run
 
