@@ -3,13 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-vm demo-vm lint types bench coverage clean
+.PHONY: help demo test test-vm demo-vm lint types fuzz bench coverage clean
 
 help:
 	@echo "make demo     a host agent and a guest agent talk over a VM socket, on this machine"
 	@echo "make test     the tests, on hybrid vsock here and on AF_VSOCK in User Mode Linux"
 	@echo "make test-vm  the tests between a host and a guest: two kernels in QEMU"
 	@echo "make demo-vm  the demo between these two kernels"
+	@echo "make fuzz     bytes that nobody would send, to all that reads them: FUZZ_SECONDS=60 for each target"
 	@echo "make lint types bench coverage clean"
 
 demo: .venv/.have-uvloop
@@ -35,6 +36,12 @@ lint: .venv/.have-lint
 
 types: .venv/.have-types
 	$(BIN)/mypy
+
+FUZZ_SECONDS ?= 60
+
+# What it finds stays in .cache/fuzz/findings, and fails the next run too, until it is mended.
+fuzz: .venv/.have-fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 bench: .venv/.have-bench
 	$(BIN)/python -m benchmarks

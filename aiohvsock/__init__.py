@@ -45,7 +45,8 @@ from .exceptions import (
     LocalProtocolError,
     ProtocolError,
 )
-from .messages import MessageConnection, connect, serve
+from .messages import ConnectionStats, MessageConnection, MessageServer, connect, is_transient, serve
+from .protocol import CloseCode
 from .server import HvServer
 from .streams import open_hv_connection, start_hv_server
 
@@ -62,9 +63,11 @@ __all__ = [
     "VM_ID_SILOHOST",
     "Address",
     "AddressLike",
+    "CloseCode",
     "ConnectionClosed",
     "ConnectionClosedOK",
     "ConnectionLost",
+    "ConnectionStats",
     "FrameTooLarge",
     "FramingError",
     "HvAddressError",
@@ -80,12 +83,14 @@ __all__ = [
     "IncompleteFrame",
     "LocalProtocolError",
     "MessageConnection",
+    "MessageServer",
     "ProtocolError",
     "Retry",
     "VsockAddress",
     "connect",
     "create_hv_connection",
     "create_hv_server",
+    "is_transient",
     "open_hv_connection",
     "parse_address",
     "serve",

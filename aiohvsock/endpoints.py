@@ -7,13 +7,14 @@ import errno
 import random
 import socket
 import ssl as _ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from functools import partial
+from typing import TypedDict, TypeVar, Unpack
 
 from ._log import logger
-from .addresses import Address, AddressLike, to_address
-from .exceptions import HvConnectError, HvError
+from .addresses import Address, AddressLike, HybridAddress, HypervAddress, VsockAddress, to_address
+from .exceptions import HvAddressError, HvConnectError, HvError, HvUnsupportedError
 from .platforms import Listener, Names, Options, listener_of, names_of, platform_for
 from .server import Allow, HvServer, allow_predicate
 from .transports import check_loop
@@ -21,9 +22,17 @@ from .transports.readiness import connect
 from .transports.selector import SelectorTransport
 from .transports.tls import TLS, app_transport
 
-__all__ = ["ConnectOptions", "ListenOptions", "Retry", "create_hv_connection", "create_hv_server"]
+__all__ = [
+    "ConnectOptions",
+    "ListenOptions",
+    "Retry",
+    "create_hv_connection",
+    "create_hv_server",
+    "open_server",
+]
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
+_S = TypeVar("_S", bound=HvServer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +173,17 @@ async def create_hv_connection(
             return transport, protocol
         await handshake
         return app_transport(ssl_protocol), protocol
+    except ConnectionError as error:
+        transport.abort()
+        raise HvConnectError(
+            error.errno or errno.ECONNRESET,
+            "connect",
+            remote=names.peer,
+            local=names.local,
+            detail=f"the TLS handshake was not finished: {error or 'the connection was lost'}",
+            hint="does the service speak TLS, and is it still there?",
+            transient=True,
+        ) from error
     except BaseException:
         transport.abort()
         raise
@@ -171,7 +191,7 @@ async def create_hv_connection(
 
 async def create_hv_server(
     protocol_factory: Callable[[], asyncio.BaseProtocol],
-    address: AddressLike | None = None,
+    address: AddressLike | Iterable[AddressLike] | None = None,
     *,
     sock: socket.socket | None = None,
     backlog: int = 128,
@@ -190,7 +210,8 @@ async def create_hv_server(
 
     Args:
         protocol_factory: called without arguments for each connection; returns its protocol.
-        address: where to listen, as a value or as text. The port ``any`` lets the system choose one.
+        address: where to listen, as a value or as text. The port ``any`` lets the system choose one. Of several,
+            those that this machine has nothing for are left out: one server serves a VM of every make.
         sock: instead of ``address``, a bound stream socket. It is owned by the server from here on.
         backlog: connections that may wait to be accepted. A peer beyond them is refused.
         ssl: a context for TLS; None for none.
@@ -207,42 +228,74 @@ async def create_hv_server(
     Raises:
         ValueError: arguments that exclude or need each other.
         HvAddressError: the address, or a member of ``allow``, is malformed or has no counterpart here.
-        HvUnsupportedError: this system, Python or loop cannot.
+        HvUnsupportedError: this system, Python or loop cannot; of several addresses, none of them.
         HvPermissionError: a right is missing.
         HvConnectError: the address cannot be bound.
     """
-    tls = _server_tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+    return await open_server(
+        partial(HvServer, protocol_factory=protocol_factory),
+        address,
+        sock=sock,
+        backlog=backlog,
+        ssl=ssl,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
+        start_serving=start_serving,
+        allow=allow,
+        max_connections=max_connections,
+        buffer_size=buffer_size,
+        connected_suspend=connected_suspend,
+    )
+
+
+async def open_server(
+    make: Callable[..., _S],
+    address: AddressLike | Iterable[AddressLike] | None,
+    **options: Unpack[ListenOptions],
+) -> _S:
+    """Do what :func:`create_hv_server` does, with a server class of one's own.
+
+    Args:
+        make: called with what :class:`HvServer` takes, but for the protocol factory.
+        address: as there.
+        options: as there, with its defaults and errors.
+    """
+    sock = options.get("sock")
+    max_connections = options.get("max_connections")
+    tls = _server_tls(
+        options.get("ssl"), options.get("ssl_handshake_timeout"), options.get("ssl_shutdown_timeout")
+    )
     _check_sock(address, sock)
     if max_connections is not None and not (isinstance(max_connections, int) and max_connections >= 1):
         raise ValueError(f"max_connections must be an int of at least 1, or None, not {max_connections!r}")
-    predicate = allow_predicate(allow)
-    options = _options(None, buffer_size, connected_suspend)
+    predicate = allow_predicate(options.get("allow"))
+    socket_options = _options(None, options.get("buffer_size"), options.get("connected_suspend", False))
     loop = asyncio.get_running_loop()
     check_loop(loop)
     if sock is None:
         assert address is not None
-        listener = _listen(to_address(address), options)
+        listeners = _listen_on_all(address, socket_options)
     else:
         sock.setblocking(False)
-        listener = listener_of(sock)
-        if listener.address is None and predicate is not None:
+        listeners = [listener_of(sock)]
+        if listeners[0].address is None and predicate is not None:
             raise ValueError("allow= needs peers with an address of ours: address=, or an AF_VSOCK sock=")
-    server = HvServer(
+    server = make(
         loop,
-        [listener],
-        protocol_factory,
-        backlog=backlog,
+        listeners,
+        backlog=options.get("backlog", 128),
         tls=tls,
         allow=predicate,
         max_connections=max_connections,
     )
-    if start_serving:
+    if options.get("start_serving", True):
         try:
             await server.start_serving()
         except OSError as error:
             server.close()
+            code = error.errno or errno.EINVAL
             raise HvConnectError(
-                error.errno or errno.EINVAL, "listen", local=listener.address, hint="a sock= must be bound"
+                code, "listen", local=server.address, hint="a sock= must be bound"
             ) from error
         except BaseException:
             server.close()
@@ -293,6 +346,33 @@ async def _attempt(
         raise
 
 
+def _listen_on_all(address: AddressLike | Iterable[AddressLike], options: Options) -> list[Listener]:
+    if isinstance(address, (str, VsockAddress, HypervAddress, HybridAddress)):
+        return [_listen(to_address(address), options)]
+    addresses = [to_address(each) for each in address]
+    if not addresses:
+        raise ValueError("no address was specified")
+    listeners: list[Listener] = []
+    left_out: list[HvError] = []
+    try:
+        for each in addresses:
+            try:
+                listeners.append(_listen(each, options))
+            except (HvUnsupportedError, HvAddressError) as error:
+                logger.info("%s is left out: %s", each, error)
+                left_out.append(error)
+        if not listeners:
+            first, *others = left_out
+            for other in others:
+                first.add_note(str(other))
+            raise first
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
 def _listen(address: Address, options: Options) -> Listener:
     platform = platform_for(address)
     address = platform.native(address)
@@ -318,7 +398,7 @@ def _adopt(sock: socket.socket) -> Names:
         ) from error
 
 
-def _check_sock(address: AddressLike | None, sock: socket.socket | None) -> None:
+def _check_sock(address: object, sock: socket.socket | None) -> None:
     if address is None and sock is None:
         raise ValueError("no address and sock were specified")
     if sock is not None:

@@ -88,8 +88,16 @@ class HvServer(asyncio.AbstractServer):
 
     @property
     def address(self) -> Address | None:
-        """The address it listens on, with the port the system chose; None for a foreign ``sock=``."""
+        """The address it listens on, with the port the system chose; None for a foreign ``sock=``.
+
+        Of several, the first.
+        """
         return self._listeners[0].address
+
+    @property
+    def addresses(self) -> tuple[Address | None, ...]:
+        """All the addresses it listens on."""
+        return tuple(listener.address for listener in self._listeners)
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:

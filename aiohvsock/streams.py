@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl as _ssl
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, Unpack, cast
 
 from .addresses import AddressLike
@@ -200,7 +200,7 @@ async def open_hv_connection(
 
 async def start_hv_server(
     client_connected_cb: ClientConnected,
-    address: AddressLike | None = None,
+    address: AddressLike | Iterable[AddressLike] | None = None,
     *,
     limit: int = _DEFAULT_LIMIT,
     **options: Unpack[ListenOptions],

@@ -8,7 +8,7 @@ import aiohvsock
 from aiohvsock.testing import local_address
 
 
-async def handler(connection: aiohvsock.MessageConnection) -> None:
+async def handler(connection: aiohvsock.MessageConnection[bytes]) -> None:
     async for message in connection:
         await connection.send(b"you said: " + message)
 

@@ -63,12 +63,16 @@ NAMED_BESIDES = [
     "CID_ANY",
     "CID_HOST",
     "CID_LOCAL",
+    "CloseCode",
+    "ConnectionStats",
+    "MessageServer",
     "VM_ID_ANY",
     "VM_ID_BROADCAST",
     "VM_ID_CHILDREN",
     "VM_ID_LOOPBACK",
     "VM_ID_PARENT",
     "VM_ID_SILOHOST",
+    "is_transient",
 ]
 
 

@@ -132,7 +132,7 @@ async def _host(address: AddressLike) -> None:
     """Serve one guest."""
     served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def handler(connection: MessageConnection) -> None:
+    async def handler(connection: MessageConnection[bytes]) -> None:
         _say("host", f"a guest called: {connection.peer_address}")
         try:
             await _answer(connection)
@@ -146,7 +146,7 @@ async def _host(address: AddressLike) -> None:
         await served
 
 
-async def _answer(connection: MessageConnection) -> None:
+async def _answer(connection: MessageConnection[bytes]) -> None:
     hello = json.loads(await connection.recv())
     _say("host", f"it says: {hello['text']}")
     await connection.send(json.dumps({"text": f"welcome, this is {_self()}", "time": time.time()}).encode())
@@ -185,7 +185,7 @@ async def _guest(address: AddressLike) -> None:
     _say("guest", f"throughput     {speed / 2**20:,.0f} MiB/s, {len(_CHUNK) // 1024} KiB messages")
 
 
-async def _round_trips(connection: MessageConnection) -> float:
+async def _round_trips(connection: MessageConnection[bytes]) -> float:
     """Return round trips per second."""
     count = 0
     started = time.perf_counter()
@@ -196,7 +196,7 @@ async def _round_trips(connection: MessageConnection) -> float:
     return count / elapsed
 
 
-async def _throughput(connection: MessageConnection) -> float:
+async def _throughput(connection: MessageConnection[bytes]) -> float:
     """Return bytes per second from here to the host, which confirms them all."""
     chunk = b"+" + _CHUNK
     started = time.perf_counter()

@@ -51,7 +51,7 @@ class SelectorTransport(WritingHalf):
         on_lost: called after ``connection_lost()``.
     """
 
-    __slots__ = ("_buffered", "_on_lost", "_paused", "_read_eof", "_recv_into", "_scratch")
+    __slots__ = ("_buffered", "_on_lost", "_paused", "_read_eof", "_scratch")
 
     def __init__(
         self,
@@ -62,7 +62,6 @@ class SelectorTransport(WritingHalf):
         on_lost: Callable[[SelectorTransport], None] | None = None,
     ) -> None:
         super().__init__(loop, sock, names)
-        self._recv_into = sock.recv_into
         self._scratch = scratch_of(loop)
         self._on_lost = on_lost
         self._paused = False  # pause_reading() was called
@@ -75,10 +74,10 @@ class SelectorTransport(WritingHalf):
             info.append("closed")
         elif self._closing:
             info.append("closing")
-        for name in ("hv_local", "hv_peer"):
-            address = self._extra[name]
+        for name in ("local", "peer"):
+            address = getattr(self._names, name)
             if address is not None:
-                info.append(f"{name[3:]}={address}")
+                info.append(f"{name}={address}")
         return f"<{' '.join(info)}>"
 
     def __del__(self) -> None:
@@ -146,7 +145,7 @@ class SelectorTransport(WritingHalf):
 
     def _read_into_scratch(self) -> None:
         try:
-            size = self._recv_into(self._scratch)
+            size = self._sock.recv_into(self._scratch)  # type: ignore[union-attr]
         except WOULD_BLOCK:
             self._read_would_block()
             return
@@ -174,7 +173,7 @@ class SelectorTransport(WritingHalf):
             self._fatal(error, "protocol.get_buffer() failed")
             return
         try:
-            size = self._recv_into(buffer)
+            size = self._sock.recv_into(buffer)  # type: ignore[union-attr]
         except WOULD_BLOCK:
             self._read_would_block()
             return

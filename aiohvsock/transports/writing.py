@@ -28,7 +28,6 @@ WOULD_BLOCK = (BlockingIOError, InterruptedError)
 class WritingHalf(asyncio.Transport):
     """What :class:`SelectorTransport` writes with; it brings the reading half and the end."""
 
-    _extra: dict[str, Any]  # of asyncio.BaseTransport
     _protocol: Any
 
     __slots__ = (
@@ -43,32 +42,21 @@ class WritingHalf(asyncio.Transport):
         "_high",
         "_loop",
         "_low",
+        "_names",
         "_protocol",
         "_protocol_paused",
         "_queue",
         "_reading",
-        "_send",
-        "_sendmsg",
         "_sock",
         "_stuck",
         "_writing",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, names: Names) -> None:
-        super().__init__(
-            {
-                "socket": sock,
-                "sockname": names.sockname,
-                "peername": names.peername,
-                "hv_local": names.local,
-                "hv_peer": names.peer,
-            }
-        )
+        self._names = names
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._fd = sock.fileno()
-        self._send = sock.send
-        self._sendmsg = sock.sendmsg
         self._queue = SendQueue()
         self._high = _HIGH_WATER
         self._low = _HIGH_WATER // 4
@@ -82,6 +70,21 @@ class WritingHalf(asyncio.Transport):
         self._broken: OSError | None = None  # the error that ended writing
         self._closing = False  # close() or abort() was called, or the connection has failed
         self._finishing = False  # connection_lost() is scheduled
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        # Not a dictionary, of which each connection would have its own.
+        match name:
+            case "socket":
+                return self._sock if self._sock is not None else default
+            case "sockname" | "peername":
+                return getattr(self._names, name)
+            case "hv_local":
+                return self._names.local
+            case "hv_peer":
+                return self._names.peer
+            case "hv_write_error" if self._broken is not None:
+                return self._broken
+        return default
 
     # What the whole transport does, and this half asks for:
 
@@ -100,7 +103,7 @@ class WritingHalf(asyncio.Transport):
             self._write_later((data,))
             return
         try:
-            sent = self._send(data)
+            sent = self._sock.send(data)  # type: ignore[union-attr]
         except WOULD_BLOCK:
             sent = 0
         except OSError as error:
@@ -122,7 +125,7 @@ class WritingHalf(asyncio.Transport):
             self.write(b"".join(pieces))
             return
         try:
-            sent = self._sendmsg(pieces[:PIECES])
+            sent = self._sock.sendmsg(pieces[:PIECES])  # type: ignore[union-attr]
         except WOULD_BLOCK:
             sent = 0
         except OSError as error:
@@ -173,7 +176,7 @@ class WritingHalf(asyncio.Transport):
 
     def _on_writable(self) -> None:
         try:
-            self._queue.sent(self._sendmsg(self._queue.head()))
+            self._queue.sent(self._sock.sendmsg(self._queue.head()))  # type: ignore[union-attr]
         except WOULD_BLOCK:
             return
         except OSError as error:
@@ -198,9 +201,11 @@ class WritingHalf(asyncio.Transport):
         if self._broken is not None or self._finishing:
             return
         self._broken = self._translate(error)
-        self._extra["hv_write_error"] = self._broken
         self._direct = False
         self._discard_queue()
+        # A protocol may have this method besides asyncio's: to say so to who wants to write next.
+        if hasattr(self._protocol, "writing_failed"):
+            self._tell_protocol("writing_failed", self._broken)
         self._check_low_water()
         self._writing_broke()
 
@@ -259,9 +264,9 @@ class WritingHalf(asyncio.Transport):
             self._protocol_paused = False
             self._tell_protocol("resume_writing")
 
-    def _tell_protocol(self, method: str) -> None:
+    def _tell_protocol(self, method: str, *arguments: object) -> None:
         try:
-            getattr(self._protocol, method)()
+            getattr(self._protocol, method)(*arguments)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ __all__ = ["Guest"]
 
 
 class Guest:
-    """A guest that runs one command; what the command prints is in `output`.
+    """A guest that runs one command; what the command prints is in `output`, and what it ever printed in `history`.
 
     Its root is this machine's tree, under a layer that forgets what is written. The methods block, so that one guest serves
     tests on different event loops; all but `start()` and the waiting ones return within milliseconds.
@@ -43,6 +44,7 @@ class Guest:
 
         self.cid = cid
         self.output = ""
+        self.history = ""
         self._echo = echo
         self._changed = threading.Condition()
         self._token = job.token
@@ -57,7 +59,9 @@ class Guest:
             qemu,
             *("-accel", "kvm", "-cpu", "host", "-name", f"guest-{self.cid}"),
             *qemu_arguments(kernel, initrd, memory=memory),
-            *("-device", f"vhost-vsock-pci,guest-cid={self.cid}"),
+            # event_idx: where a machine is paused, vhost can miss that the guest has sent something. With event_idx the guest
+            # would never tell it again, and nothing more came from it; without, the next packet brings the missed one along.
+            *("-device", f"vhost-vsock-pci,guest-cid={self.cid},event_idx=off"),
             *("-chardev", f"file,id=log,path={self._log}", "-serial", "chardev:log"),
             *("-qmp", "stdio"),
         ]
@@ -106,11 +110,21 @@ class Guest:
         return self._verdict.status
 
     def pause(self) -> None:
-        """Stop its processors; returns when they stand still."""
+        """Stop its processors and its clock; returns when they stand still."""
         self._execute("stop")
 
     def resume(self) -> None:
         self._execute("cont")
+
+    def freeze(self) -> None:
+        """Stop QEMU itself, as where the host is suspended: the guest's clock runs on. Returns when it stands still."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
 
     def reset(self) -> None:
         """Press the reset button; returns when that has happened, before the new boot."""
@@ -166,6 +180,7 @@ class Guest:
                 with self._changed:
                     text = self._verdict.feed(data).decode(errors="replace")
                     self.output += text
+                    self.history += text
                     self._changed.notify_all()
                 if self._echo is not None:
                     self._echo.write(text)
