@@ -46,6 +46,8 @@ class Settings(Generic[T]):
                 raise ValueError(f"{name} must be a positive number of seconds, or None, not {seconds!r}")
         if isinstance(self.codec, type):
             raise TypeError(f"codec must be a codec, not the class {self.codec.__name__}")
+        if self.codec is not None and not hasattr(self.codec, "decoder"):
+            raise TypeError(f"codec must be a codec, or None, not {self.codec!r}")
         if self.codec is not None and self.max_size != DEFAULT_MAX_SIZE:
             raise ValueError("max_size is for the native protocol; give it to the codec instead")
         if self.codec is not None and {self.heartbeat, self.heartbeat_timeout} - {None, DEFAULT_HEARTBEAT}:

@@ -290,6 +290,7 @@ WRONG: list[tuple[str, object]] = [
     ("on_message", "x"),
     ("on_message", 5),
     ("codec", LengthPrefixed),
+    ("codec", "x"),
     ("max_size", 1.5),
     ("max_size", "1"),
     ("heartbeat_timeout", float("inf")),
