@@ -14,7 +14,7 @@ from typing import TypedDict, TypeVar, Unpack
 
 from ._log import logger
 from .addresses import Address, AddressLike, HybridAddress, HypervAddress, VsockAddress, to_address
-from .exceptions import HvAddressError, HvConnectError, HvError, HvUnsupportedError
+from .exceptions import HvAddressError, HvConnectError, HvError, HvTimeout, HvUnsupportedError
 from .platforms import Listener, Names, Options, listener_of, names_of, platform_for
 from .server import Allow, HvServer, allow_predicate
 from .transports import check_loop
@@ -175,8 +175,10 @@ async def create_hv_connection(
         return app_transport(ssl_protocol), protocol
     except ConnectionError as error:
         transport.abort()
-        raise HvConnectError(
-            error.errno or errno.ECONNRESET,
+        # asyncio has no error of its own for a handshake that takes too long (sslproto.py).
+        late = isinstance(error, ConnectionAbortedError)
+        raise (HvTimeout if late else HvConnectError)(
+            errno.ETIMEDOUT if late else error.errno or errno.ECONNRESET,
             "connect",
             remote=names.peer,
             local=names.local,

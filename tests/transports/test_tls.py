@@ -9,7 +9,14 @@ from functools import cache
 import pytest
 import trustme
 
-from aiohvsock import Address, create_hv_connection, create_hv_server, open_hv_connection, start_hv_server
+from aiohvsock import (
+    Address,
+    HvTimeout,
+    create_hv_connection,
+    create_hv_server,
+    open_hv_connection,
+    start_hv_server,
+)
 
 from ..helpers import Recorder
 
@@ -107,7 +114,7 @@ async def test_handshake_timeout_and_cancellation(address: Address) -> None:
     """The autouse fixture sees that no descriptor is left."""
     _, client_context = contexts()
     async with await create_hv_server(Recorder, address):
-        with pytest.raises(ConnectionAbortedError, match="SSL handshake is taking longer than"):
+        with pytest.raises(HvTimeout, match="SSL handshake is taking longer than"):
             await open_hv_connection(
                 address, ssl=client_context, server_hostname="guest.example", ssl_handshake_timeout=0.05
             )

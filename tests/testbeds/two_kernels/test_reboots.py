@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(400)
 RETRY = Retry(max_delay=0.5)
 
 # Seconds.
-AT_ONCE = 10  # of which what is meant takes a small part
+AT_ONCE = 30  # of which what is meant takes a small part
 BOOT = 150
 
 
