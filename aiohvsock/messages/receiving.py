@@ -255,7 +255,9 @@ class ReceivingHalf(SendingHalf[T]):
         else:
             messages.reverse()
             self._held = messages + self._held
-            self._call_held()
+            # What was only read to hear whether the peer lives waits, as what came before it does.
+            if self._listening_since is None or self._end is not None:
+                self._call_held()
 
     def _call_held(self) -> None:
         """Call back with what is held, as long as the peer reads what is answered.
