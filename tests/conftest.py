@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def _kinds() -> list[str]:
 
 
 KINDS = _kinds()
+
+
+def _refuse_strangers(event: str, arguments: tuple[object, ...]) -> None:
+    """Keep tests from dialling AF_VSOCK where every CID is a machine that is not theirs, by mistake or by a regression."""
+    if event == "socket.connect" and getattr(arguments[0], "family", None) == getattr(socket, "AF_VSOCK", -1):
+        raise AssertionError(f"a test dialled AF_VSOCK {arguments[1]} outside of a testbed")
+
+
+if "vsock" not in KINDS and "AIOHVSOCK_TESTBED" not in os.environ:
+    sys.addaudithook(_refuse_strangers)
 
 
 def pytest_report_header() -> str:

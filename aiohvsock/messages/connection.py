@@ -198,7 +198,13 @@ class MessageConnection(ReceivingHalf[T]):
             raise TypeError(f"reason must be a str, not {reason!r}")
         if self._end is None:
             self._flush()
-            self._set_ended(ConnectionClosedOK(f"{self} was closed by this side", code=code, reason=reason))
+            error = self.transport.get_extra_info("hv_write_error")
+            if error is None:
+                self._set_ended(
+                    ConnectionClosedOK(f"{self} was closed by this side", code=code, reason=reason)
+                )
+            else:
+                self._set_lost(error)
             self._wire.close(code, reason)
             # Reading goes on to the peer's end: to close with data unread can look like a reset to the peer.
             self._attend()

@@ -155,12 +155,13 @@ class SendingHalf(asyncio.Protocol, Generic[T]):
             self._write(b"".join(frames))
 
     def _write(self, data: Buffer, *pieces: Buffer) -> None:
-        self._sent_bytes += len(data)
-        if pieces:
-            self._sent_bytes += sum(memoryview(piece).nbytes for piece in pieces)
-            self.transport.writelines((data, *pieces))
-        else:
+        if type(data) is bytes and not pieces:
+            self._sent_bytes += len(data)
             self.transport.write(data)
+        else:
+            # Of what the user gave, len() may count items.
+            self._sent_bytes += sum(memoryview(piece).nbytes for piece in (data, *pieces))
+            self.transport.writelines((data, *pieces))
 
     async def send_many(self, messages: Iterable[T | Buffer]) -> None:
         """Send messages in turn, gathered into large writes; wait while the peer is slow.

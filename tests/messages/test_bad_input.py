@@ -231,6 +231,25 @@ async def test_who_broke_a_rule_may_read_why_and_is_not_waited_for(pair: Pair) -
         await peer.drained()
 
 
+async def test_who_broke_a_rule_and_then_resets_is_one_line_in_the_log(
+    address: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="aiohvsock")
+    handler = Handler()
+    async with serving(handler, address):
+        with dialling(address) as peer:
+            await peer.send(hello())
+            connection = await handler.connection()
+            await peer.send(frame(0x7F))
+            await until(lambda: connection.closed)
+            # With the CLOSE unread, the end is a reset where there are any.
+        await connection.wait_closed()
+        handler.released.set()
+        await turns(3)
+    (record,) = of_ours(caplog, logging.INFO)
+    assert "unknown type" in record.getMessage()
+
+
 # -- too little, too slow, too much ------------------------------------------------------------------------
 
 

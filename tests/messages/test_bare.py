@@ -172,6 +172,15 @@ async def test_a_codec_of_ones_own(address: Address) -> None:
         ]
 
 
+@pytest.mark.parametrize("size", [3, 20_000])
+async def test_a_codec_whose_first_piece_is_what_the_user_gave(pair: Pair, size: int) -> None:
+    async with talking(pair, Lines()) as (connection, peer):
+        wide: Any = array.array("I", [0x61616161] * size)
+        await connection.send(memoryview(wide))
+        assert await peer.take(4 * size + 1) == b"a" * (4 * size) + b"\n"
+        assert connection.stats.bytes_sent == 4 * size + 1
+
+
 async def test_a_codec_with_a_mistake_costs_that_one_connection(address: Address) -> None:
     reports = catch()
     async with serving(echo, address, codec=Lines()), connect(address, codec=Lines()) as good:
@@ -386,6 +395,16 @@ async def test_close_ends_our_side_after_what_is_queued(pair: Pair) -> None:
         peer.end()
         await closing
         assert [message async for message in connection] == [b"before"]
+
+
+async def test_close_sends_what_was_gathered(pair: Pair) -> None:
+    async with talking(pair) as (connection, peer):
+        for number in range(5):
+            connection.send_nowait(b"%d" % number)
+        connection.start_closing()
+        assert await messages(peer) == [b"%d" % number for number in range(5)]
+        peer.end()
+        await connection.wait_closed()
 
 
 async def test_close_while_a_large_message_is_under_way(pair: Pair) -> None:

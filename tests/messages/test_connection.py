@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import time
@@ -372,6 +373,20 @@ async def test_a_ping_cancelled_as_the_connection_ends(pair: Pair) -> None:
         connection.start_closing()
         with pytest.raises(asyncio.CancelledError):
             await asking
+
+
+async def test_pings_leave_nothing_behind(address: Address) -> None:
+    async with joined(address) as (client, _):
+
+        def futures() -> int:
+            gc.collect()
+            return sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
+
+        await client.ping()
+        before = futures()
+        for _ in range(50):
+            await client.ping()
+        assert futures() <= before + 5
 
 
 async def test_a_ping_waits_for_room(pair: Pair) -> None:

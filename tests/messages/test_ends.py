@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from aiohvsock import Address, ConnectionClosed, ConnectionLost, IncompleteFrame, ProtocolError, connect
+from aiohvsock import (
+    Address,
+    CloseCode,
+    ConnectionClosed,
+    ConnectionLost,
+    IncompleteFrame,
+    ProtocolError,
+    connect,
+)
 
 from ..conftest import Pair
 from .peers import (
@@ -289,3 +299,41 @@ async def test_numbered_messages_up_to_a_loss_are_whole_and_in_order(address: Ad
                     got.append(message)  # noqa: PERF401  # the last step raises
             assert got == numbered(2000, 100)
         handler.released.set()
+
+
+async def test_close_after_a_send_that_said_it_is_lost(pair: Pair) -> None:
+    """What the peer may have said before is not read any more; the end is what send() has raised."""
+    async with talking(pair) as (connection, peer):
+        peer.send_some(close(CloseCode.NO_ANSWER))
+        peer.kill()
+        connection.send_nowait(b"to nobody")
+        with pytest.raises(ConnectionLost) as caught:
+            connection.send_nowait(b"nor this")
+        await connection.close()
+        assert isinstance(connection.end, ConnectionLost)
+        assert connection.end.__cause__ is caught.value.__cause__
+
+
+@pytest.mark.parametrize("end", ["close", "kill", "break a rule"])
+async def test_one_that_is_gone_is_forgotten(pair: Pair, end: str) -> None:
+    """No timer keeps it, however long its heartbeat would have been."""
+    async with talking(pair) as (connection, peer):
+        await connection.send(b"hello")
+        match end:
+            case "close":
+                closing = asyncio.create_task(connection.close())
+                await peer.answer_close()
+                await closing
+            case "kill":
+                peer.kill()
+            case _:
+                await peer.send(frame(0x7F))
+                await peer.closed()
+                peer.kill()
+        await connection.wait_closed()
+        watched = weakref.ref(connection)
+        await turns(3)
+    connection = closing = None  # type: ignore[assignment]
+    await turns(3)
+    gc.collect()
+    assert watched() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import tracemalloc
 
 import pytest
@@ -15,6 +16,7 @@ from .peers import (
     PING,
     PONG,
     SCRATCH,
+    SLACK,
     Connection,
     blocked_by,
     close,
@@ -259,3 +261,52 @@ async def test_what_waits_for_a_peer_that_reads_again_goes_out_in_order(pair: Pa
         assert got[count - 1 :] == [b"1", b"2", bytes(40_000), b"3"]
         await blocked
         assert await peer.messages(1) == [bytes(60_000)]
+
+
+@pytest.mark.parametrize("size", [100, 10_000])
+async def test_a_peer_that_sends_on_and_never_reads_takes_little_memory(pair: Pair, size: int) -> None:
+    """We listen whether it lives, and nobody takes what it sends: that has a limit, too."""
+    async with talking(pair, heartbeat=0.02, heartbeat_timeout=5.0) as (connection, peer):
+        count, blocked = await blocked_by(connection, bytes(60_000))
+        message = bytes(size)
+        wire = data(message) * 20
+        sent = 0
+        idle = time.perf_counter()
+        while time.perf_counter() - idle < 0.3:  # time is what listening goes by
+            if more := peer.send_some(wire[sent % len(wire) :]):
+                idle = time.perf_counter()
+            sent += more
+            assert sent < SLACK, "the peer is never stopped"
+            await turns(3)
+        taken = connection.stats.bytes_received
+        assert QUEUE < taken <= 2**20 + 2 * QUEUE + SCRATCH + size
+        assert not connection.transport.is_reading()
+        assert not connection.closed
+
+        # When it reads, all goes on.
+        whole, part = divmod(sent, size + 8)
+        assert await peer.messages(count) == [bytes(60_000)] * count
+        await blocked
+        sending = asyncio.create_task(peer.send(data(message)[part:] if part else b""))
+        got: list[bytes] = []
+        while len(got) < whole + bool(part):
+            got += await connection.recv_many()
+        assert got == [message] * len(got)
+        await sending
+        await connection.send(b"end")
+        assert await peer.messages(1) == [b"end"]
+
+
+async def test_writing_goes_on_while_a_large_message_comes(pair: Pair) -> None:
+    async with talking(pair) as (connection, peer):
+        count, blocked = await blocked_by(connection, bytes(60_000))
+        wire = data(bytes(2**20))
+        await peer.send(wire[:100_000])
+        await until(lambda: connection.stats.bytes_received == 24 + 100_000)
+        assert await peer.messages(count) == [bytes(60_000)] * count
+        await blocked
+        await connection.send(b"end")
+        assert await peer.messages(1) == [b"end"]
+        sending = asyncio.create_task(peer.send(wire[100_000:]))
+        assert await connection.recv() == bytes(2**20)
+        await sending

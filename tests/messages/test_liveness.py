@@ -91,14 +91,14 @@ async def test_a_heartbeat_that_is_due_as_reading_goes_on(pair: Pair) -> None:
 async def test_heartbeats_of_two_loops_in_two_threads(pair: Pair) -> None:
     """What the loops share must not be something that only one thread at a time can be in."""
     make_loop = type(asyncio.get_running_loop())
-    pairs = [[pair() for _ in range(15)] for _ in range(2)]
+    pairs = [[pair() for _ in range(8)] for _ in range(2)]
     interval = sys.getswitchinterval()
 
     def run(number: int) -> list[Any]:
         with asyncio.Runner(loop_factory=make_loop) as runner:
             return runner.run(beating(pairs[number]))
 
-    sys.setswitchinterval(1e-5)
+    sys.setswitchinterval(1e-3)
     try:
         reports = await asyncio.gather(asyncio.to_thread(run, 0), asyncio.to_thread(run, 1))
     finally:

@@ -489,6 +489,11 @@ async def test_send_nowait_has_a_limit(pair: Pair) -> None:
         for wrong in (b"", bytes(100), bytes(500_000)):
             with pytest.raises(LocalProtocolError):
                 connection.send_nowait(wrong)
+        # Something that came does not let the next one through.
+        await peer.send(data(b"question"))
+        assert await connection.recv() == b"question"
+        with pytest.raises(LocalProtocolError):
+            connection.send_nowait(b"answer")
         assert connection.stats.messages_sent == sent
         assert await peer.messages(sent) == numbered(sent, 10_000)
         # Then there is room again.

@@ -480,6 +480,19 @@ async def test_stubborn_peers_are_cut_off_in_the_end(address: Address) -> None:
         await silent.ended()
 
 
+async def test_what_has_gone_in_time_is_not_cut_off(
+    address: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: Server = await serve(greets, address, close_timeout=0.05)
+    client = await connected(address)
+    server.close()
+    await client.wait_closed()
+    await until(lambda: not server.connections)
+    await asyncio.sleep(0.1)
+    assert of_ours(caplog) == []
+    await server.wait_closed()
+
+
 async def test_a_server_without_a_limit_waits(address: Address) -> None:
     handler = Handler()
     server: Server = await serve(handler, address, close_timeout=None)

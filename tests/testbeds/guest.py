@@ -59,8 +59,9 @@ class Guest:
             qemu,
             *("-accel", "kvm", "-cpu", "host", "-name", f"guest-{self.cid}"),
             *qemu_arguments(kernel, initrd, memory=memory),
-            # event_idx: where a machine is paused, vhost can miss that the guest has sent something. With event_idx the guest
-            # would never tell it again, and nothing more came from it; without, the next packet brings the missed one along.
+            # vhost can miss what the guest sends in the moment of a pause: it has no queues then (vhost/vsock.c,
+            # vhost_vsock_handle_tx_kick()), and does not look again. With event_idx the guest would never tell it
+            # again, and all that it sends were stuck until it is reset; without, its next packet frees them.
             *("-device", f"vhost-vsock-pci,guest-cid={self.cid},event_idx=off"),
             *("-chardev", f"file,id=log,path={self._log}", "-serial", "chardev:log"),
             *("-qmp", "stdio"),
@@ -117,7 +118,7 @@ class Guest:
         self._execute("cont")
 
     def freeze(self) -> None:
-        """Stop QEMU itself, as where the host is suspended: the guest's clock runs on. Returns when it stands still."""
+        """Stop QEMU itself, as in a host that is suspended: the guest's clock runs on. Returns when it is so."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)

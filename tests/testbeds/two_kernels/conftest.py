@@ -52,7 +52,7 @@ class Agent:
 
 
 class BothLoops:
-    """Every loop, each in a thread of its own: for what they go through together, since a boot takes seconds."""
+    """Every loop, each in a thread of its own, for what they go through together: a boot takes seconds."""
 
     def __init__(self, loops: Sequence[asyncio.AbstractEventLoop]) -> None:
         self._loops = loops

@@ -1,7 +1,7 @@
 """A client that counts up, come what may, and the service that answers it: each number is sent once.
 
-So whatever happens to the machine or the service, a number was answered, and then it was served once; or the client was told
-that it may not have been, and then it was served once at most.
+So whatever happens to the machine or the service, a number was answered, and then it was served once; or the
+client was told that it may not have been delivered, and then it was served once at most.
 """
 
 from __future__ import annotations

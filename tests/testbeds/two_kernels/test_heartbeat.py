@@ -30,7 +30,7 @@ TIMEOUT = 1.0
 
 
 class Metronome:
-    """Measures how late this machine is by itself: one that is emulated, or busy, can stand still for seconds."""
+    """Measures how late this machine is by itself: emulated, or busy, it can stand still for seconds."""
 
     TICK = 0.05
     LONG = 1.0  # so late, a side must not judge, but has to ask again (docs/protocol.md, Liveness 5)
@@ -59,8 +59,8 @@ class Metronome:
     def tolerance(self) -> float:
         """Seconds that may come on top of a heartbeat and its timeout.
 
-        What the machine was late by; a tick for each of the two timers, which can be due that much before the tick that is
-        late with them; and where it was late by much, the timeout that the peer is given once more.
+        What the machine was late by; a tick for each of the two timers, which can be due that much before the
+        tick that is late with them; and where it was late by much, the timeout that the peer then gets again.
         """
         return self.late + 2 * self.TICK + self.stalls * TIMEOUT
 

@@ -1,6 +1,6 @@
 """What a host sees of a guest that is reset, or dies and comes back.
 
-A boot takes 10 s, or 60 s on a busy machine, so every loop goes through the same one, each in a thread of its own.
+A boot takes 10 s, or 60 s on a busy machine: the loops go through the same one, each in a thread of its own.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class WitnessOfReset(Witness):
         self.reading = asyncio.create_task(self.reader.read())
 
     async def see_silence_until_something_is_sent(self) -> None:
-        """The host's kernel does not tell: only the new boot, asked about a connection it does not know, ends it."""
+        """The host's kernel does not tell: only the new boot, asked about what it does not know."""
         assert not self.reading.done()
 
         self.writer.write(b"are you still there?")
@@ -121,7 +121,7 @@ class WitnessOfDeath(Witness):
         await agent.echo(reader, writer)
 
     async def dial_the_paused(self) -> None:
-        """A request that a paused guest never sees dies with it, and nobody tells: only its own limit ends the attempt."""
+        """A request that a paused guest never sees dies with it, and nobody tells: its own limit ends it."""
         self.pending = asyncio.create_task(aiohvsock.open_hv_connection(self.echo, connect_timeout=3))
         await asyncio.wait([self.pending], timeout=0.5)
 
