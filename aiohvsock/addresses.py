@@ -8,6 +8,9 @@ value                 text                                native to
 `HybridAddress`       ``vsock+unix:///run/vm.sock:2761``  hosts whose monitor offers a Unix socket instead
 ====================  ==================================  =================================================
 
+A service that is registered on Windows has a name too, which an address has in its percent form:
+``hvsock://any/HV%20Socket%20Demo``. It stays a name until the address is used there, and the registry is asked.
+
 ``str()`` and :func:`parse_address` round-trip. :func:`to_vsock` and :func:`to_hyperv` turn an address into
 the one native to a system, so that one line of code runs unchanged in a Windows guest and a Linux guest.
 
@@ -48,6 +51,7 @@ __all__ = [
     "service_port",
     "to_address",
     "to_hyperv",
+    "to_service",
     "to_vsock",
 ]
 
@@ -87,7 +91,17 @@ _VM_ID_TEXT = {vm_id: name for name, vm_id in _VM_ID_NAMES.items()}
 _TEMPLATE_TAIL = uuid.UUID("00000000-facb-11e6-bd58-64006a7986d3").int
 _PORT_SHIFT = 96
 
+# RFC 3986 lets these stand in a path as they are.
+_SAFE = ":@!$&'()*+,;=~"
+
 _GUID = re.compile(r"(\{)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?(1)\})", re.IGNORECASE | re.ASCII)
+# What nobody would call a service: to_service() has it in words.
+_GUID_GONE_WRONG = re.compile(
+    r"[{(]?\w{8}(-\w{4}){3}-\w{12}[)}]?|[0-9a-f-]{16,}|[0-9a-f-]*[{}][0-9a-f{}-]*|urn:uuid:.*",
+    re.IGNORECASE | re.DOTALL,
+)
+# Control characters, line ends, and surrogates, which no UTF-8 has.
+_NOT_IN_NAMES = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def service_id(port: int) -> uuid.UUID:
@@ -153,17 +167,20 @@ class HypervAddress:
     Args:
         vm_id: a UUID, the text of one, or ``"parent"``, ``"children"``, ``"loopback"``, ``"any"``,
             ``"broadcast"``, ``"silohost"``.
-        service_id: a UUID, the text of one, or a port, which stands for the service id of
-            :func:`service_id`.
+        service_id: a UUID, the text of one, a port, which stands for the service id of
+            :func:`service_id`, or the name of a service (:func:`to_service` tells which is which).
 
     Raises:
-        HvAddressError: a part is neither.
+        HvAddressError: a part is none of these.
+
+    Names are compared as they are written here, and without regard to case when they are looked up.
 
     Source: hvsocket.h of the Windows SDK.
     """
 
     vm_id: uuid.UUID
-    service_id: uuid.UUID
+    service_id: uuid.UUID | str
+    """A str is a name, to be looked up in the registry when the address is used on Windows."""
 
     def __init__(self, vm_id: uuid.UUID | str, service_id: uuid.UUID | str | int) -> None:
         if isinstance(vm_id, str):
@@ -173,10 +190,12 @@ class HypervAddress:
         elif not isinstance(vm_id, uuid.UUID):
             raise HvAddressError(f"VM id must be a UUID or its text, not {vm_id!r}")
         object.__setattr__(self, "vm_id", vm_id)
-        object.__setattr__(self, "service_id", _service(service_id))
+        object.__setattr__(self, "service_id", to_service(service_id))
 
     def __str__(self) -> str:
         vm_id = _VM_ID_TEXT.get(self.vm_id) or str(self.vm_id)
+        if isinstance(self.service_id, str):
+            return f"hvsock://{vm_id}/{quote(self.service_id, safe=_SAFE)}"
         port = service_port(self.service_id)
         service = f"/{self.service_id}" if port is None else f":{_port_text(port)}"
         return f"hvsock://{vm_id}{service}"
@@ -224,7 +243,7 @@ class HybridAddress:
         object.__setattr__(self, "port", service if number is None else number)
 
     def __str__(self) -> str:
-        path = quote(self.path, safe="/:@!$&'()*+,;=~", errors="surrogateescape")
+        path = quote(self.path, safe=f"/{_SAFE}", errors="surrogateescape")
         port = _port_text(self.port) if isinstance(self.port, int) else self.port
         return f"vsock+unix://{path}:{port}"
 
@@ -263,6 +282,38 @@ def to_address(address: AddressLike) -> Address:
     return parse_address(address)
 
 
+def to_service(service: uuid.UUID | str | int) -> uuid.UUID | str:
+    """Return a service as an address has it: its UUID, or its name.
+
+    Text in the form of a GUID is one, in any case, in braces or without; any other is a name, unless it can
+    only be a mistake. Digits alone are a port in the wrong place. A GUID gone wrong is what has its form
+    8-4-4-4-12, is made of 16 or more hexadecimal digits and hyphens, or of fewer and a brace, or begins with
+    ``urn:uuid:``.
+
+    Args:
+        service: a UUID, the text of one, a port, or a name: not empty, without control characters, line ends
+            and spaces around it.
+
+    Raises:
+        HvAddressError: it is none of these; the text names the fault.
+    """
+    if not isinstance(service, str) or _GUID.fullmatch(service):
+        return _service(service)
+    if not service:
+        fault = "it is empty"
+    elif service.isdigit():
+        fault = f"a port is an int, and in text it is written hvsock://VM:{service}"
+    elif _GUID_GONE_WRONG.fullmatch(service):
+        fault = "a GUID has 8-4-4-4-12 hexadecimal digits, in braces or without"
+    elif _NOT_IN_NAMES.search(service):
+        fault = "it has a control character or a line end"
+    elif service != service.strip():
+        fault = "it begins or ends with a space"
+    else:
+        return service
+    raise HvAddressError(f"{service!r} is not a service id or name: {fault}")
+
+
 def _parse_vsock(rest: str) -> VsockAddress:
     cid, separator, port = rest.partition(":")
     if not separator:
@@ -280,10 +331,19 @@ def _parse_hyperv(rest: str) -> HypervAddress:
         if character == ":":
             return HypervAddress(rest[:index], _parse_port(rest[index + 1 :]))
         if character == "/":
-            return HypervAddress(rest[:index], rest[index + 1 :])
+            return HypervAddress(rest[:index], _unquote_service(rest[index + 1 :]))
     raise HvAddressError(
         f"no port or service id after {rest!r}: write hvsock://VM:PORT or hvsock://VM/SERVICE-GUID"
     )
+
+
+def _unquote_service(text: str) -> str:
+    if "/" in text:
+        raise HvAddressError(f"{text!r} is not a service id or name: a slash in a name is written %2F")
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise HvAddressError(f"{text!r} is not a service id or name: its percent form is not UTF-8") from None
 
 
 def _parse_hybrid(rest: str) -> HybridAddress:
@@ -350,7 +410,7 @@ def to_vsock(address: VsockAddress | HypervAddress) -> VsockAddress:
     """Return the AF_VSOCK address that means the same.
 
     Raises:
-        HvAddressError: there is none: another VM's id, or a service id that is not made from a port.
+        HvAddressError: there is none: another VM's id, a service id that is not made from a port, or a name.
     """
     if isinstance(address, VsockAddress):
         return address
@@ -359,6 +419,10 @@ def to_vsock(address: VsockAddress | HypervAddress) -> VsockAddress:
         raise HvAddressError(
             f"{address} has no counterpart on Linux, where a VM is named by its CID: "
             "only parent, loopback, children and any have one"
+        )
+    if isinstance(address.service_id, str):
+        raise HvAddressError(
+            f"{address} has no counterpart on Linux: names of services are looked up on Windows; write the port"
         )
     port = service_port(address.service_id)
     if port is None:

@@ -10,16 +10,16 @@ import ssl as _ssl
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypedDict, TypeVar, Unpack
+from typing import TypeAlias, TypedDict, TypeVar, Unpack
 
 from ._log import logger
-from .addresses import Address, AddressLike, HybridAddress, HypervAddress, VsockAddress, to_address
-from .exceptions import HvAddressError, HvConnectError, HvError, HvTimeout, HvUnsupportedError
-from .platforms import Listener, Names, Options, listener_of, names_of, platform_for
+from .addresses import Address, AddressLike, to_address
+from .exceptions import HvAddressError, HvConnectError, HvError, HvTimeout
+from .listening import AddressSource, FollowedListener, ListenOn, bind_all
+from .platforms import Names, Options, listener_of, names_of, platform_for
 from .server import Allow, HvServer, allow_predicate
-from .transports import check_loop
+from .transports import transport_class
 from .transports.readiness import connect
-from .transports.selector import SelectorTransport
 from .transports.tls import TLS, app_transport
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "create_hv_server",
     "open_server",
 ]
+
+SocketOption: TypeAlias = tuple[int, int, int | bytes]
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 _S = TypeVar("_S", bound=HvServer)
@@ -82,6 +84,7 @@ class ConnectOptions(TypedDict, total=False):
     retry: Retry | None
     buffer_size: int | None
     connected_suspend: bool
+    socket_options: Iterable[SocketOption]
 
 
 class ListenOptions(TypedDict, total=False):
@@ -97,11 +100,12 @@ class ListenOptions(TypedDict, total=False):
     max_connections: int | None
     buffer_size: int | None
     connected_suspend: bool
+    socket_options: Iterable[SocketOption]
 
 
 async def create_hv_connection(
     protocol_factory: Callable[[], _P],
-    address: AddressLike | None = None,
+    address: AddressLike | AddressSource | None = None,
     *,
     sock: socket.socket | None = None,
     ssl: _ssl.SSLContext | bool | None = None,
@@ -112,6 +116,7 @@ async def create_hv_connection(
     retry: Retry | None = None,
     buffer_size: int | None = None,
     connected_suspend: bool = False,
+    socket_options: Iterable[SocketOption] = (),
 ) -> tuple[asyncio.Transport, _P]:
     """Connect to a VM socket; the twin of :meth:`asyncio.loop.create_unix_connection`.
 
@@ -119,7 +124,8 @@ async def create_hv_connection(
 
     Args:
         protocol_factory: called without arguments once the socket is connected; returns the protocol.
-        address: whom to dial, as a value or as text.
+        address: whom to dial, as a value or as text; or an async callable that is asked for it before each attempt,
+            such as :func:`aiohvsock.hyperv.machine_address`.
         sock: instead of ``address``, a connected stream socket of any family. It is owned by the transport
             from here on, and closed if this fails.
         ssl: a context, or True for asyncio's default one; None for no TLS.
@@ -132,6 +138,8 @@ async def create_hv_connection(
         buffer_size: bytes the kernel buffers each way; None is its default, 256 KiB on AF_VSOCK. On virtio the
             smaller one of both sides counts.
         connected_suspend: stay connected while the VM is paused; AF_HYPERV only, no effect elsewhere.
+        socket_options: further ones, each as ``setsockopt()`` takes it: ``(level, option, value)``; they are set
+            before the socket connects. Those of AF_HYPERV are in :mod:`aiohvsock.hyperv`.
 
     Returns:
         The transport and the protocol. ``get_extra_info()`` knows ``peername``, ``sockname``, ``socket``, and
@@ -149,12 +157,12 @@ async def create_hv_connection(
     """
     tls = _client_tls(ssl, server_hostname, ssl_handshake_timeout, ssl_shutdown_timeout)
     _check_sock(address, sock)
-    options = _options(connect_timeout, buffer_size, connected_suspend)
+    options = _options(connect_timeout, buffer_size, connected_suspend, socket_options)
     loop = asyncio.get_running_loop()
-    check_loop(loop)
     if sock is None:
         assert address is not None
-        sock, names = await _dial(loop, to_address(address), options, retry)
+        target = address if callable(address) else to_address(address)
+        sock, names = await _dial(loop, target, options, retry)
     else:
         names = _adopt(sock)
     try:
@@ -163,7 +171,7 @@ async def create_hv_connection(
         if tls is not None:
             handshake = loop.create_future()
             app_protocol = ssl_protocol = tls.protocol(loop, protocol, handshake, server_side=False)
-        transport = SelectorTransport(loop, sock, app_protocol, names)
+        transport = transport_class(loop)(loop, sock, app_protocol, names)
     except BaseException:
         sock.close()
         raise
@@ -193,7 +201,7 @@ async def create_hv_connection(
 
 async def create_hv_server(
     protocol_factory: Callable[[], asyncio.BaseProtocol],
-    address: AddressLike | Iterable[AddressLike] | None = None,
+    address: ListenOn | None = None,
     *,
     sock: socket.socket | None = None,
     backlog: int = 128,
@@ -205,6 +213,7 @@ async def create_hv_server(
     max_connections: int | None = None,
     buffer_size: int | None = None,
     connected_suspend: bool = False,
+    socket_options: Iterable[SocketOption] = (),
 ) -> HvServer:
     """Listen on a VM socket; the twin of :meth:`asyncio.loop.create_unix_server`.
 
@@ -213,7 +222,9 @@ async def create_hv_server(
     Args:
         protocol_factory: called without arguments for each connection; returns its protocol.
         address: where to listen, as a value or as text. The port ``any`` lets the system choose one. Of several,
-            those that this machine has nothing for are left out: one server serves a VM of every make.
+            those that this machine has nothing for are left out: one server serves a VM of every make. An async
+            callable, such as :func:`aiohvsock.hyperv.machine_address`, is asked every few seconds, and what it gives
+            is followed: connections that are open stay open, the other addresses are not touched.
         sock: instead of ``address``, a bound stream socket. It is owned by the server from here on.
         backlog: connections that may wait to be accepted. A peer beyond them is refused.
         ssl: a context for TLS; None for none.
@@ -226,6 +237,8 @@ async def create_hv_server(
         max_connections: how many connections are open at once; more wait in the backlog. None is no limit.
         buffer_size: bytes the kernel buffers each way, for each connection; None is its default.
         connected_suspend: stay connected while the VM is paused; AF_HYPERV only, no effect elsewhere.
+        socket_options: further ones, each as ``setsockopt()`` takes it: ``(level, option, value)``; they are set on
+            the listening socket before it is bound.
 
     Raises:
         ValueError: arguments that exclude or need each other.
@@ -247,12 +260,13 @@ async def create_hv_server(
         max_connections=max_connections,
         buffer_size=buffer_size,
         connected_suspend=connected_suspend,
+        socket_options=socket_options,
     )
 
 
 async def open_server(
     make: Callable[..., _S],
-    address: AddressLike | Iterable[AddressLike] | None,
+    address: ListenOn | None,
     **options: Unpack[ListenOptions],
 ) -> _S:
     """Do what :func:`create_hv_server` does, with a server class of one's own.
@@ -271,53 +285,85 @@ async def open_server(
     if max_connections is not None and not (isinstance(max_connections, int) and max_connections >= 1):
         raise ValueError(f"max_connections must be an int of at least 1, or None, not {max_connections!r}")
     predicate = allow_predicate(options.get("allow"))
-    socket_options = _options(None, options.get("buffer_size"), options.get("connected_suspend", False))
+    socket_options = _options(
+        None,
+        options.get("buffer_size"),
+        options.get("connected_suspend", False),
+        options.get("socket_options", ()),
+    )
     loop = asyncio.get_running_loop()
-    check_loop(loop)
     if sock is None:
         assert address is not None
-        listeners = _listen_on_all(address, socket_options)
+        bound = await bind_all(address, socket_options)
     else:
         sock.setblocking(False)
-        listeners = [listener_of(sock)]
-        if listeners[0].address is None and predicate is not None:
+        try:
+            brought = listener_of(sock)
+        except OSError as error:
+            sock.close()
+            raise _not_bound(error, None) from error
+        if brought.address is None and predicate is not None:
             raise ValueError("allow= needs peers with an address of ours: address=, or an AF_VSOCK sock=")
+        bound = [brought]
+    followed = [each for each in bound if isinstance(each, FollowedListener)]
+    listeners = [each.listener if isinstance(each, FollowedListener) else each for each in bound]
     server = make(
         loop,
-        listeners,
+        [listener for listener in listeners if listener is not None],
         backlog=options.get("backlog", 128),
         tls=tls,
         allow=predicate,
         max_connections=max_connections,
     )
+    for each in followed:
+        server.run(each.follow(server))
     if options.get("start_serving", True):
         try:
             await server.start_serving()
         except OSError as error:
             server.close()
-            code = error.errno or errno.EINVAL
-            raise HvConnectError(
-                code, "listen", local=server.address, hint="a sock= must be bound"
-            ) from error
+            if sock is None and server.address is not None:
+                platform = platform_for(server.address)
+                raise platform.failure(error, "listen", remote=None, local=server.address) from error
+            raise _not_bound(error, server.address) from error
         except BaseException:
             server.close()
             raise
     return server
 
 
+def _not_bound(error: OSError, local: Address | None) -> HvConnectError:
+    return HvConnectError(error.errno or errno.EINVAL, "listen", local=local, hint="a sock= must be bound")
+
+
 async def _dial(
-    loop: asyncio.AbstractEventLoop, address: Address, options: Options, retry: Retry | None
+    loop: asyncio.AbstractEventLoop, address: Address | AddressSource, options: Options, retry: Retry | None
 ) -> tuple[socket.socket, Names]:
     delays = retry.delays() if retry is not None else None
     while True:
         try:
-            return await _attempt(loop, address, options)
+            current = await _look_up(address) if callable(address) else address
+            return await _attempt(loop, current, options)
         except HvConnectError as error:
             if delays is None or not error.transient:
                 raise
             delay = next(delays)
             logger.debug("%s; trying again in %.1f s", error.strerror, delay)
         await asyncio.sleep(delay)
+
+
+async def _look_up(source: AddressSource) -> Address:
+    try:
+        return to_address(await source())
+    except HvAddressError as error:
+        raise HvConnectError(
+            errno.EHOSTUNREACH,
+            "connect",
+            remote=source,
+            detail=str(error),
+            hint="is the machine running?",
+            transient=True,
+        ) from error
 
 
 async def _attempt(
@@ -348,44 +394,6 @@ async def _attempt(
         raise
 
 
-def _listen_on_all(address: AddressLike | Iterable[AddressLike], options: Options) -> list[Listener]:
-    if isinstance(address, (str, VsockAddress, HypervAddress, HybridAddress)):
-        return [_listen(to_address(address), options)]
-    addresses = [to_address(each) for each in address]
-    if not addresses:
-        raise ValueError("no address was specified")
-    listeners: list[Listener] = []
-    left_out: list[HvError] = []
-    try:
-        for each in addresses:
-            try:
-                listeners.append(_listen(each, options))
-            except (HvUnsupportedError, HvAddressError) as error:
-                logger.info("%s is left out: %s", each, error)
-                left_out.append(error)
-        if not listeners:
-            first, *others = left_out
-            for other in others:
-                first.add_note(str(other))
-            raise first
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
-
-
-def _listen(address: Address, options: Options) -> Listener:
-    platform = platform_for(address)
-    address = platform.native(address)
-    try:
-        return platform.listen(address, options)
-    except HvError:
-        raise
-    except OSError as error:
-        raise platform.failure(error, "listen", remote=None, local=address) from error
-
-
 def _adopt(sock: socket.socket) -> Names:
     """Check a socket the caller brought, and return its names."""
     given = repr(sock)
@@ -410,12 +418,21 @@ def _check_sock(address: object, sock: socket.socket | None) -> None:
             raise ValueError(f"A Stream Socket was expected, got {sock!r}")
 
 
-def _options(connect_timeout: float | None, buffer_size: int | None, connected_suspend: bool) -> Options:
+def _options(
+    connect_timeout: float | None,
+    buffer_size: int | None,
+    connected_suspend: bool,
+    socket_options: Iterable[SocketOption],
+) -> Options:
     if connect_timeout is not None and not connect_timeout > 0:
         raise ValueError(f"connect_timeout must be positive, or None, not {connect_timeout!r}")
     if buffer_size is not None and not 1 <= buffer_size < 2**31:
         raise ValueError(f"buffer_size must be positive and below 2**31, or None, not {buffer_size!r}")
-    return Options(connect_timeout, buffer_size, connected_suspend)
+    further = tuple(socket_options)
+    for each in further:
+        if not (isinstance(each, tuple) and len(each) == 3):
+            raise ValueError(f"socket_options must be of (level, option, value), not {each!r}")
+    return Options(connect_timeout, buffer_size, connected_suspend, further)
 
 
 def _client_tls(

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,7 +116,7 @@ class HvConnectError(HvError, OSError):
             text += f" to {remote}"
         if local is not None:
             text += f" {'from' if remote is not None else 'on'} {local}"
-        text += f" failed: {detail or os.strerror(code)} ({_errno.errorcode.get(code, code)})"
+        text += f" failed: {detail or _strerror(code)} ({_errno.errorcode.get(code, code)})"
         if hint:
             text += f"; {hint}"
         OSError.__init__(self, code, text)
@@ -129,6 +130,14 @@ class HvConnectError(HvError, OSError):
             "transient": self.transient,
         }
         return _rebuild_connect_error, (type(self), self.errno, self.operation, fields)
+
+
+def _strerror(code: int) -> str:
+    if sys.platform == "win32" and code >= 10000:  # Winsock's, which C does not know
+        import ctypes
+
+        return ctypes.FormatError(code)
+    return os.strerror(code)
 
 
 def _rebuild_connect_error(

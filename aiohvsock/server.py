@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import socket
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -21,10 +22,12 @@ from .addresses import (
     HybridAddress,
     HypervAddress,
     VsockAddress,
+    to_hyperv,
     to_vsock,
 )
 from .exceptions import HvAddressError
 from .platforms import Listener
+from .transports import transport_class
 from .transports.readiness import Acceptor
 from .transports.selector import SelectorTransport
 from .transports.tls import TLS
@@ -61,20 +64,23 @@ class HvServer(asyncio.AbstractServer):
     ) -> None:
         self._loop = loop
         self._listeners = list(listeners)
-        self._acceptors: list[Acceptor] = []
+        self._acceptors: dict[Listener, Acceptor] = {}
+        self._serving = False
+        self._running: set[asyncio.Task[None]] = set()
         self._protocol_factory = protocol_factory
         self._backlog = backlog
         self._tls = tls
         self._allow = allow
         self._refused: set[object] = set()
         self._max_connections = max_connections
+        self._transport_class = transport_class(loop)
         self._transports: set[SelectorTransport] = set()
         self._closed = False
         self._gone: asyncio.Event = asyncio.Event()  # closed, and no connection left
         self._serving_forever: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "serving" if self._acceptors else "not serving"
+        state = "closed" if self._closed else "serving" if self._serving else "not serving"
         where = ", ".join(str(listener.address or listener.sock) for listener in self._listeners)
         return f"<{type(self).__name__} {where} {state}, {len(self._transports)} connections>"
 
@@ -90,9 +96,9 @@ class HvServer(asyncio.AbstractServer):
     def address(self) -> Address | None:
         """The address it listens on, with the port the system chose; None for a foreign ``sock=``.
 
-        Of several, the first.
+        Of several, the first; None while a machine that it follows is not there.
         """
-        return self._listeners[0].address
+        return self._listeners[0].address if self._listeners else None
 
     @property
     def addresses(self) -> tuple[Address | None, ...]:
@@ -108,7 +114,7 @@ class HvServer(asyncio.AbstractServer):
         return self._loop
 
     def is_serving(self) -> bool:
-        return bool(self._acceptors)
+        return self._serving
 
     # -- serving -------------------------------------------------------------------------------------------
 
@@ -125,13 +131,50 @@ class HvServer(asyncio.AbstractServer):
     def _start_serving(self) -> None:
         if self._closed:
             raise RuntimeError(f"server {self!r} is closed")
-        if self._acceptors:
+        if self._serving:
             return
+        self._serving = True
         for listener in self._listeners:
-            listener.sock.listen(self._backlog)
-            acceptor = Acceptor(self._loop, listener.sock, self._backlog, partial(self._accepted, listener))
-            self._acceptors.append(acceptor)
+            self._listen(listener)
+
+    def _listen(self, listener: Listener) -> None:
+        listener.sock.listen(self._backlog)
+        acceptor = Acceptor(self._loop, listener.sock, self._backlog, partial(self._accepted, listener))
+        self._acceptors[listener] = acceptor
+        if self._max_connections is None or len(self._transports) < self._max_connections:
             acceptor.start()
+
+    def replace_listener(self, old: Listener | None, new: Listener | None) -> None:
+        """Listen on another socket in an old one's place; connections that are open stay open.
+
+        Both become the server's, which closes the old one at once; either can be None.
+
+        Raises:
+            OSError: the new one cannot listen; it is closed.
+        """
+        if old is not None and old in self._listeners:
+            acceptor = self._acceptors.pop(old, None)
+            if acceptor is not None:
+                acceptor.stop()
+            self._listeners.remove(old)
+            old.close()
+        if new is None:
+            return
+        try:
+            if self._closed:
+                raise RuntimeError(f"server {self!r} is closed")
+            if self._serving:
+                self._listen(new)
+        except BaseException:
+            new.close()
+            raise
+        self._listeners.append(new)
+
+    def run(self, coroutine: Coroutine[object, object, None]) -> None:
+        """Run something for as long as the server is open."""
+        task = self._loop.create_task(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def serve_forever(self) -> None:
         """Start accepting connections and go on until cancelled, which closes the server and its connections.
@@ -186,10 +229,10 @@ class HvServer(asyncio.AbstractServer):
             )
             sock.close()
             return
-        transport = SelectorTransport(self._loop, sock, protocol, names, on_lost=self._lost)
+        transport = self._transport_class(self._loop, sock, protocol, names, on_lost=self._lost)
         self._transports.add(transport)
         if len(self._transports) == self._max_connections:
-            for acceptor in self._acceptors:
+            for acceptor in self._acceptors.values():
                 acceptor.stop()
         try:
             transport.start()
@@ -224,7 +267,7 @@ class HvServer(asyncio.AbstractServer):
             if not self._transports:
                 self._gone.set()
         else:
-            for acceptor in self._acceptors:
+            for acceptor in self._acceptors.values():
                 acceptor.start()
 
     # -- the end -------------------------------------------------------------------------------------------
@@ -233,9 +276,12 @@ class HvServer(asyncio.AbstractServer):
         """Stop listening. Connections that are open stay open; see :meth:`close_clients`."""
         if self._closed:
             return
-        for acceptor in self._acceptors:
+        for task in self._running:
+            task.cancel()
+        for acceptor in self._acceptors.values():
             acceptor.stop()
         self._acceptors.clear()
+        self._serving = False
         self._closed = True
         for listener in self._listeners:
             listener.close()
@@ -296,9 +342,6 @@ def _names(member: int | UUID | str) -> set[object]:
     address = VsockAddress(member, 0) if isinstance(member, int) else HypervAddress(member, 0)
     if _partition(address) in _NO_PARTITION:
         raise HvAddressError(f"{member!r} in allow= is nobody's name; None allows everybody")
-    if isinstance(address, VsockAddress):
-        return {address.cid}
-    try:
-        return {address.vm_id, to_vsock(address).cid}
-    except HvAddressError:
-        return {address.vm_id}
+    with contextlib.suppress(HvAddressError):
+        return {_partition(address), to_vsock(address).cid, to_hyperv(address).vm_id}
+    return {_partition(address)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl as _ssl
 import warnings
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, Unpack, cast
 
 from .addresses import AddressLike
 from .endpoints import ConnectOptions, ListenOptions, create_hv_connection, create_hv_server
+from .listening import AddressSource, ListenOn
 from .server import HvServer
 from .transports.selector import scratch_of
 from .transports.tls import TLS, start_tls
@@ -183,7 +184,10 @@ class HvStreamProtocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
 
 
 async def open_hv_connection(
-    address: AddressLike | None = None, *, limit: int = _DEFAULT_LIMIT, **options: Unpack[ConnectOptions]
+    address: AddressLike | AddressSource | None = None,
+    *,
+    limit: int = _DEFAULT_LIMIT,
+    **options: Unpack[ConnectOptions],
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to a VM socket and return a reader and a writer; the twin of :func:`asyncio.open_unix_connection`.
 
@@ -200,7 +204,7 @@ async def open_hv_connection(
 
 async def start_hv_server(
     client_connected_cb: ClientConnected,
-    address: AddressLike | Iterable[AddressLike] | None = None,
+    address: ListenOn | None = None,
     *,
     limit: int = _DEFAULT_LIMIT,
     **options: Unpack[ListenOptions],

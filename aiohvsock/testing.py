@@ -10,17 +10,19 @@ import asyncio
 import contextlib
 import itertools
 import os
+import random
 import re
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
-from .addresses import CID_LOCAL, PORT_ANY, Address, HybridAddress, VsockAddress
+from .addresses import CID_LOCAL, PORT_ANY, Address, HybridAddress, HypervAddress, VsockAddress
 from .exceptions import HvConnectError
-from .platforms import linux
+from .platforms import Options, linux, windows
 from .streams import open_hv_connection, start_hv_server
 
 __all__ = ["hybrid_monitor", "local_address"]
@@ -41,13 +43,18 @@ _CHUNK = 256 * 1024
 def local_address() -> Iterator[Address]:
     """Give an address that one program can listen on and another, on this machine, can dial.
 
-    It is AF_VSOCK loopback where this machine has it, and else hybrid vsock in a temporary directory, with
-    :func:`hybrid_monitor` for the virtual machine's monitor. Other processes can use it too, as long as
-    the block lasts.
+    It is AF_HYPERV loopback on Windows, and AF_VSOCK loopback where a Linux machine has it; else hybrid vsock in a
+    temporary directory, with :func:`hybrid_monitor` for the virtual machine's monitor. Other processes can use it
+    too, as long as the block lasts.
 
     Raises:
-        HvUnsupportedError: neither is to be had on this system.
+        HvUnsupportedError: none of them is to be had on this system; the text has the cure.
     """
+    if sys.platform == "win32":
+        windows.open_socket(Options()).close()
+        # Any service id does: on loopback none has to be registered.
+        yield HypervAddress("loopback", random.randrange(1, 2**31))
+        return
     if linux.has_loopback():
         yield VsockAddress(CID_LOCAL, _free_port())
         return

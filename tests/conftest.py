@@ -1,7 +1,8 @@
 """Every test runs on every loop; every test that takes an address or a pair of sockets, on every kind of socket.
 
 AF_VSOCK is used only where CID 1 is this machine itself: in a testbed, or with vsock_loopback. The environment
-variable AIOHVSOCK_KIND (``hybrid`` or ``vsock``) narrows the run to one kind, and then that kind must be there.
+variable AIOHVSOCK_KIND (``hybrid``, ``vsock`` or, on Windows, ``hyperv``) narrows the run to one kind, and then that
+kind must be there.
 """
 
 from __future__ import annotations
@@ -10,26 +11,38 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
+import select
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from aiohvsock import CID_LOCAL, PORT_ANY, Address, HybridAddress, VsockAddress
+from aiohvsock import (
+    CID_LOCAL,
+    PORT_ANY,
+    Address,
+    HybridAddress,
+    HypervAddress,
+    VsockAddress,
+)
 from aiohvsock.platforms import linux
 from aiohvsock.testing import hybrid_monitor, local_address
 
+from .descriptors import open_sockets
+from .helpers import new_socket, sockaddr
+
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-with contextlib.suppress(ImportError):
-    import uvloop
 
-    def _ticking_uvloop() -> asyncio.AbstractEventLoop:
-        """Return a uvloop that looks up now and then: while it waits in C, the signal of a test's timeout is not seen."""
-        loop = uvloop.new_event_loop()
+def _ticking(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return loops that look up now and then: while they wait in C, the signal of a test's timeout is not seen."""
+
+    def make() -> asyncio.AbstractEventLoop:
+        loop = factory()
 
         def tick() -> None:
             loop.call_later(1.0, tick)
@@ -37,19 +50,57 @@ with contextlib.suppress(ImportError):
         tick()
         return loop
 
-    LOOPS["uvloop"] = _ticking_uvloop
+    return make
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]]
+if sys.platform == "win32":
+    from .timeouts import pytest_timeout_set_timer  # noqa: F401  # a hook
+
+    LOOPS = {
+        "proactor": _ticking(asyncio.ProactorEventLoop),
+        "selector": _ticking(asyncio.SelectorEventLoop),
+    }
+else:
+    LOOPS = {"asyncio": asyncio.new_event_loop}
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        LOOPS["uvloop"] = _ticking(uvloop.new_event_loop)
+
+# What is all about another system's sockets, files or processes.
+collect_ignore = ["platforms/test_linux.py", "platforms/test_hybrid.py"] if sys.platform == "win32" else []
+
+CURES = {
+    "hyperv": "needs AF_HYPERV: Windows with Hyper-V, or make test-wine on Linux",
+    "vsock": "needs AF_VSOCK loopback: make test runs it in User Mode Linux",
+    "linux": "needs what Windows does not have: make test runs it on Linux",
+}
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return LOOPS
 
 
+def _has_hyperv() -> bool:
+    if sys.platform != "win32":
+        return False
+    try:
+        new_socket("hyperv").close()
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 def _kinds() -> list[str]:
+    usual = "hyperv" if sys.platform == "win32" else "hybrid"
     wanted = os.environ.get("AIOHVSOCK_KIND")
     if wanted is None:
-        return ["hybrid", "vsock"] if linux.has_loopback() else ["hybrid"]
+        return [usual, "vsock"] if linux.has_loopback() else [usual]
     if wanted == "vsock" and not linux.has_loopback():
         raise pytest.UsageError("AIOHVSOCK_KIND=vsock, but CID 1 cannot be bound: modprobe vsock_loopback")
+    if wanted == "hyperv" and not _has_hyperv():
+        raise pytest.UsageError(f"AIOHVSOCK_KIND=hyperv {CURES['hyperv']}")
     return [wanted]
 
 
@@ -57,7 +108,7 @@ KINDS = _kinds()
 
 
 def _refuse_strangers(event: str, arguments: tuple[object, ...]) -> None:
-    """Keep tests from dialling AF_VSOCK where every CID is a machine that is not theirs, by mistake or by a regression."""
+    """Keep tests from dialling AF_VSOCK where every CID is a machine that is not theirs, by mistake or a regression."""
     if event == "socket.connect" and getattr(arguments[0], "family", None) == getattr(socket, "AF_VSOCK", -1):
         raise AssertionError(f"a test dialled AF_VSOCK {arguments[1]} outside of a testbed")
 
@@ -71,18 +122,23 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "vsock" in KINDS:
-        return
-    skip = pytest.mark.skip(reason="needs AF_VSOCK loopback: make test runs it in User Mode Linux")
+    missing = []
+    if "vsock" not in KINDS:
+        missing.append("vsock")
+    if sys.platform == "win32":
+        missing.append("linux")
     for item in items:
-        if item.get_closest_marker("vsock"):
-            item.add_marker(skip)
+        for name in missing:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=CURES[name]))
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """``hybrid`` or ``vsock``."""
+    """``hybrid``, ``vsock`` or ``hyperv``."""
     param: str = request.param
+    if param == "hyperv" and not _has_hyperv():
+        pytest.skip(CURES["hyperv"])
     return param
 
 
@@ -93,15 +149,21 @@ def address(kind: str, tmp_path: Path) -> Iterator[Address]:
         with local_address() as found:
             yield found
         return
+    if kind == "hyperv":
+        yield HypervAddress("loopback", random_port())
+        return
     # Not tmp_path: its name can be too long for a Unix socket.
     with short_directory() as directory, hybrid_monitor(f"{directory}/vm.sock"):
         yield HybridAddress(f"{directory}/vm.sock", 2761)
 
 
+def random_port() -> int:
+    """Return one that nobody has: AF_HYPERV gives away none itself, and Linux guests know no larger ones."""
+    return random.randrange(1, 2**31)
+
+
 @contextlib.contextmanager
 def short_directory() -> Iterator[str]:
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="hv-") as directory:
         yield directory
 
@@ -109,6 +171,8 @@ def short_directory() -> Iterator[str]:
 @pytest.fixture
 def directory() -> Iterator[str]:
     """A directory whose name is short enough for Unix sockets."""
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip(CURES["linux"])
     with short_directory() as name:
         yield name
 
@@ -119,7 +183,7 @@ def pair(kind: str) -> Iterator[Pair]:
     made: list[socket.socket] = []
 
     def make() -> tuple[socket.socket, socket.socket]:
-        ours, theirs = _vsock_pair() if kind == "vsock" else socket.socketpair()
+        ours, theirs = socket.socketpair() if kind == "hybrid" else _connected_pair(kind)
         for sock in (ours, theirs):
             sock.setblocking(False)
             made.append(sock)
@@ -130,35 +194,33 @@ def pair(kind: str) -> Iterator[Pair]:
         sock.close()
 
 
-def _vsock_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
-        listener.bind((CID_LOCAL, PORT_ANY))
+def _connected_pair(kind: str) -> tuple[socket.socket, socket.socket]:
+    address = (
+        VsockAddress(CID_LOCAL, PORT_ANY) if kind == "vsock" else HypervAddress("loopback", random_port())
+    )
+    with new_socket(kind) as listener:
+        listener.bind(sockaddr(address))
         listener.listen()
-        client = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        client.connect(listener.getsockname())
-        return client, listener.accept()[0]
+        client = new_socket(kind)
+        # It may take the accept() to be connected.
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            client.connect(listener.getsockname())
+        server = listener.accept()[0]
+        select.select([], [client], [])
+        return client, server
 
 
 @pytest.fixture(autouse=True)
 def no_descriptor_left() -> Iterator[None]:
     """Every test gives back the descriptors it took: what is cancelled or refused leaks nothing."""
-    before = _descriptors()
+    before = open_sockets()
     yield
-    if after := _descriptors() - before:
+    if after := open_sockets() - before:
         # Sockets in cycles, which the test's own frames keep: give the collector its turn.
         gc.collect()
-        after = _descriptors() - before
+        after = open_sockets() - before
     assert not after, f"left open: {sorted(after)}"
-
-
-def _descriptors() -> set[str]:
-    """Return the sockets this process has open."""
-    found = set()
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found.add(os.readlink(f"/proc/self/fd/{fd}"))
-    # Pipes and the like are the loops' own: libuv keeps one for signals for the life of the process.
-    return {name for name in found if name.startswith("socket:")}
 
 
 __all__ = ["KINDS", "LOOPS", "Pair", "VsockAddress"]

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from aiohvsock import Address, HybridAddress, HypervAddress, VsockAddress
 from aiohvsock.platforms import names_of
+from aiohvsock.transports import transport_class
 from aiohvsock.transports.selector import SelectorTransport
+from aiohvsock.transports.watching import watcher_of
+
+# What writing to a peer that has gone raises.
+GONE: tuple[type[OSError], ...] = (
+    (ConnectionResetError, ConnectionAbortedError) if sys.platform == "win32" else (BrokenPipeError,)
+)
 
 
 class Recorder(asyncio.Protocol):
@@ -81,12 +90,39 @@ class BufferedRecorder(Recorder, asyncio.BufferedProtocol):
 
 def start(sock: socket.socket, protocol: asyncio.BaseProtocol, **options: Any) -> SelectorTransport:
     """Put a transport on a connected socket, which it then owns."""
-    own = sock.dup()  # fixtures close theirs
-    own.setblocking(False)
-    sock.close()
-    transport = SelectorTransport(asyncio.get_running_loop(), own, protocol, names_of(own), **options)
+    loop = asyncio.get_running_loop()
+    sock = own(sock)
+    sock.setblocking(False)
+    transport = transport_class(loop)(loop, sock, protocol, names_of(sock), **options)
     transport.start()
     return transport
+
+
+def kind_of(address: Address) -> str:
+    """Return the kind of socket that an address is for, as the fixture has it."""
+    kinds = {HybridAddress: "hybrid", HypervAddress: "hyperv", VsockAddress: "vsock"}
+    return kinds[type(address)]
+
+
+def new_socket(kind: str) -> socket.socket:
+    """Return a blocking stream socket of a kind, without this package's options."""
+    if kind == "hyperv":
+        return socket.socket(socket.AF_HYPERV, socket.SOCK_STREAM, socket.HV_PROTOCOL_RAW)  # type: ignore[attr-defined,unused-ignore]
+    return socket.socket(socket.AF_VSOCK if kind == "vsock" else socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def sockaddr(address: Address) -> Any:
+    """Return what a server on this address is bound to, as the socket module has it."""
+    if isinstance(address, HybridAddress):
+        return f"{address.path}_{address.port}"
+    if isinstance(address, HypervAddress):
+        return str(address.vm_id), str(address.service_id)
+    return address.cid, address.port
+
+
+def own(sock: socket.socket) -> socket.socket:
+    """Take a socket away from the fixture that made it, and would close it."""
+    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
 
 
 async def fill(sock: socket.socket) -> int:
@@ -119,8 +155,9 @@ async def read_to_end(sock: socket.socket) -> bytes:
 async def readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
     """Wait until a socket is readable."""
     ready = asyncio.Event()
-    loop.add_reader(sock.fileno(), ready.set)
+    watcher = watcher_of(loop)
+    watcher.add_reader(sock.fileno(), ready.set)
     try:
         await ready.wait()
     finally:
-        loop.remove_reader(sock.fileno())
+        watcher.remove_reader(sock.fileno())

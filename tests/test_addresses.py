@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import pickle
 import uuid
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from aiohvsock.addresses import (
     service_port,
     to_address,
     to_hyperv,
+    to_service,
     to_vsock,
 )
 from aiohvsock.exceptions import HvAddressError, HvError
@@ -44,8 +44,20 @@ u32 = st.integers(0, 2**32 - 1) | st.sampled_from(
 )
 services = st.uuids() | u32.map(service_id)
 
-# What os.fsdecode() gives of a name in bytes; other surrogates stand for nothing in a file system.
-paths = st.binary(min_size=1).map(os.fsdecode).map("/".__add__).filter(
+letters = st.text(
+    st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]) | st.sampled_from("/:%#?&+ é漢\"'@{}")
+)
+# The x keeps them from being a number or a GUID gone wrong.
+names = st.builds("{}x{}".format, letters, letters).filter(lambda name: name == name.strip())
+
+
+def fsdecode(name: bytes) -> str:
+    """Do what os.fsdecode() does on Linux."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+# What it gives of a name in bytes; other surrogates stand for nothing in a file system.
+paths = st.binary(min_size=1).map(fsdecode).map("/".__add__).filter(
     lambda path: "\0" not in path and not path.endswith("/")
 ) | st.text("ab/:%#?&+ ~é漢\n\\\"'@", min_size=1).map("/".__add__).filter(lambda path: not path.endswith("/"))
 
@@ -53,7 +65,7 @@ vsock_addresses = st.builds(VsockAddress, u32, u32)
 hyperv_addresses = st.builds(
     HypervAddress,
     st.uuids() | st.sampled_from(["parent", "children", "loopback", "any", "broadcast", "silohost"]),
-    services,
+    services | names,
 )
 hybrid_addresses = st.builds(HybridAddress, paths, u32 | st.uuids())
 addresses: st.SearchStrategy[Address] = vsock_addresses | hyperv_addresses | hybrid_addresses
@@ -68,6 +80,7 @@ addresses: st.SearchStrategy[Address] = vsock_addresses | hyperv_addresses | hyb
 @example(VsockAddress(CID_ANY, PORT_ANY))
 @example(HypervAddress(VM_ID_ANY, uuid.UUID(int=0)))
 @example(HypervAddress(VM_ID_ANY, PORT_ANY))
+@example(HypervAddress(VM_ID_ANY, "/:%2F%"))
 @example(HybridAddress("/:1:2", PORT_ANY))
 @example(HybridAddress("//a", 0))
 def test_every_address_comes_back_from_its_text(address: Address) -> None:
@@ -108,6 +121,18 @@ def test_every_address_comes_back_from_its_text(address: Address) -> None:
             "hvsock://parent/00000ac9-facb-11e6-bd58-64006a7986d3",
             HypervAddress(VM_ID_PARENT, service_id(2761)),
         ),
+        (f"hvsock://parent/%7B{GUID}%7D", HypervAddress(VM_ID_PARENT, GUID)),
+        ("hvsock://any/HV%20Socket%20Demo", HypervAddress(VM_ID_ANY, "HV Socket Demo")),
+        ("HVSOCK://ANY/HV Socket Demo", HypervAddress(VM_ID_ANY, "HV Socket Demo")),
+        (f"hvsock://{GUID}/Backup", HypervAddress(GUID, "Backup")),
+        ("hvsock://any/a:b", HypervAddress(VM_ID_ANY, "a:b")),
+        ("hvsock://any/a%2Fb%25%3a", HypervAddress(VM_ID_ANY, "a/b%:")),
+        ("hvsock://any/50%", HypervAddress(VM_ID_ANY, "50%")),
+        ("hvsock://any/caf%C3%A9", HypervAddress(VM_ID_ANY, "café")),
+        ("hvsock://any/a+b", HypervAddress(VM_ID_ANY, "a+b")),
+        ("hvsock://any/cafe", HypervAddress(VM_ID_ANY, "cafe")),
+        ("hvsock://any/dead-beef", HypervAddress(VM_ID_ANY, "dead-beef")),
+        ("hvsock://any/{Demo}", HypervAddress(VM_ID_ANY, "{Demo}")),
         ("vsock+unix:///run/vm/v.sock:2761", HybridAddress("/run/vm/v.sock", 2761)),
         ("VSOCK+UNIX:///Run/V.sock:2761", HybridAddress("/Run/V.sock", 2761)),
         (f"vsock+unix:///v.sock:{GUID}", HybridAddress("/v.sock", GUID)),
@@ -118,7 +143,7 @@ def test_every_address_comes_back_from_its_text(address: Address) -> None:
         ("vsock+unix:///a b#c?d:9", HybridAddress("/a b#c?d", 9)),
         ("vsock+unix:///a+b:9", HybridAddress("/a+b", 9)),
         ("vsock+unix:///caf%C3%A9:9", HybridAddress("/café", 9)),
-        ("vsock+unix:///%FF:9", HybridAddress(os.fsdecode(b"/\xff"), 9)),
+        ("vsock+unix:///%FF:9", HybridAddress(fsdecode(b"/\xff"), 9)),
     ],
 )
 def test_parse(text: str, address: Address) -> None:
@@ -137,6 +162,10 @@ def test_parse(text: str, address: Address) -> None:
         (HypervAddress(GUID, 2761), f"hvsock://{GUID}:2761"),
         (HypervAddress(VM_ID_CHILDREN, GUID), f"hvsock://children/{GUID}"),
         (HypervAddress(str(GUID).upper(), f"{{{GUID}}}"), f"hvsock://{GUID}/{GUID}"),
+        (HypervAddress("any", "HV Socket Demo"), "hvsock://any/HV%20Socket%20Demo"),
+        (HypervAddress(GUID, "50% a/b?"), f"hvsock://{GUID}/50%25%20a%2Fb%3F"),
+        (HypervAddress("any", "a:b"), "hvsock://any/a:b"),
+        (HypervAddress("any", "Café"), "hvsock://any/Caf%C3%A9"),
         (HybridAddress("/run/v.sock", 2761), "vsock+unix:///run/v.sock:2761"),
         (HybridAddress("/run/v.sock", GUID), f"vsock+unix:///run/v.sock:{GUID}"),
         (HybridAddress("/v", PORT_ANY), "vsock+unix:///v:any"),
@@ -146,7 +175,7 @@ def test_parse(text: str, address: Address) -> None:
         (HybridAddress("/a?b", 1), "vsock+unix:///a%3Fb:1"),
         (HybridAddress("/a:b", 1), "vsock+unix:///a:b:1"),
         (HybridAddress("/café", 1), "vsock+unix:///caf%C3%A9:1"),
-        (HybridAddress(os.fsdecode(b"/\xff\xfe"), 1), "vsock+unix:///%FF%FE:1"),
+        (HybridAddress(fsdecode(b"/\xff\xfe"), 1), "vsock+unix:///%FF%FE:1"),
     ],
 )
 def test_text(address: Address, text: str) -> None:
@@ -206,8 +235,20 @@ def test_text(address: Address, text: str) -> None:
         ("hvsock://parent:x", "port must be a decimal number below 2**32, not 'x'"),
         ("hvsock://parent:4294967296", "port 4294967296 is outside"),
         ("hvsock://parent/", "'' is not a service id"),
-        ("hvsock://parent/2761", "'2761' is not a service id"),
-        (f"hvsock://parent/{GUID}/", "is not a service id"),
+        (
+            "hvsock://parent/2761",
+            "'2761' is not a service id or name: a port is an int, and in text it is written",
+        ),
+        ("hvsock://parent/٣", "'٣' is not a service id or name: a port"),
+        (f"hvsock://parent/{GUID}/", "is not a service id or name: a slash in a name is written %2F"),
+        ("hvsock://parent/a/b", "'a/b' is not a service id or name: a slash in a name is written %2F"),
+        ("hvsock://parent/caf%E9", "'caf%E9' is not a service id or name: its percent form is not UTF-8"),
+        ("hvsock://parent/a%00b", "'a\\x00b' is not a service id or name: it has a control character"),
+        ("hvsock://parent/%20Demo", "' Demo' is not a service id or name: it begins or ends with a space"),
+        (
+            f"hvsock://parent/{{{GUID}",
+            "is not a service id or name: a GUID has 8-4-4-4-12 hexadecimal digits",
+        ),
         (f"hvsock://parent:{GUID}", "port must be a decimal number below 2**32"),
         ("hvsock://:2761", "'' is not a VM id"),
         ("hvsock://2:2761", "'2' is not a VM id"),
@@ -247,6 +288,94 @@ def test_braces_of_a_guid_come_in_pairs() -> None:
     for text in (f"hvsock://{{{GUID}:1", f"hvsock://{GUID}}}:1"):
         with pytest.raises(HvAddressError, match="is not a VM id"):
             parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{{{GUID}",
+        f"{GUID}}}",
+        f"{{{{{GUID}}}}}",
+        f"({GUID})",
+        str(GUID)[:-1],
+        f"{GUID}0",
+        str(GUID)[1:],
+        GUID.hex,
+        GUID.hex[:16],
+        GUID.urn,
+        GUID.urn.upper(),
+        str(GUID).replace("a", "g"),
+        str(GUID).replace("a", "ａ"),
+        str(GUID).replace("01", "_1"),
+        str(GUID).replace("-", ""),
+        "{}",
+        "{cafe}",
+        "dead-beef-{",
+        "0123-4567-89ab-c",
+    ],
+)
+def test_a_guid_gone_wrong_is_no_name(text: str) -> None:
+    with pytest.raises(HvAddressError, match="is not a service id or name: a GUID has 8-4-4-4-12"):
+        to_service(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HV Socket Demo",
+        "cafe",
+        "dead-beef",
+        "0123-4567-89ab-",
+        "-1",
+        "2761 of the guest",
+        "{Demo}",
+        "my-very-own-little-service",
+        "/",
+        "%2F",
+        "a\N{NO-BREAK SPACE}b",
+        "ファイル\N{IDEOGRAPHIC SPACE}転送",
+        "می\N{ZERO WIDTH NON-JOINER}شود",
+        "😀",
+    ],
+)
+def test_a_name_is_kept_as_it_is(name: str) -> None:
+    assert to_service(name) == name
+    assert HypervAddress("any", name).service_id == name
+    assert parse_address(str(HypervAddress("any", name))) == HypervAddress("any", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("", "it is empty"),
+        (" ", "it begins or ends with a space"),
+        ("Demo ", "it begins or ends with a space"),
+        ("\N{IDEOGRAPHIC SPACE}Demo", "it begins or ends with a space"),
+        (f" {GUID}", "it begins or ends with a space"),
+        ("a\0b", "it has a control character or a line end"),
+        (f"{GUID}\n", "it has a control character or a line end"),
+        ("a\x7f", "it has a control character or a line end"),
+        ("a\x85b", "it has a control character or a line end"),
+        ("a\u2028b", "it has a control character or a line end"),
+        ("a\ud800b", "it has a control character or a line end"),
+        ("5", "a port is an int, and in text it is written hvsock://VM:5"),
+        ("²", "a port is an int, and in text it is written hvsock://VM:²"),
+    ],
+)
+def test_what_cannot_be_a_name(name: str, fault: str) -> None:
+    with pytest.raises(HvAddressError) as caught:
+        HypervAddress("any", name)
+
+    assert str(caught.value) == f"{name!r} is not a service id or name: {fault}"
+
+
+def test_names_are_for_hyper_v_only() -> None:
+    with pytest.raises(HvAddressError, match=r"'Demo' is not a service id \(a GUID\)"):
+        HybridAddress("/v", "Demo")
+    with pytest.raises(HvAddressError, match="port must be a decimal number"):
+        parse_address("vsock+unix:///v.sock:Demo")
+    with pytest.raises(HvAddressError, match="port must be a decimal number"):
+        parse_address("hvsock://any:Demo")
 
 
 def test_text_without_a_scheme_is_told_how_to_write_it() -> None:
@@ -299,8 +428,8 @@ def test_any_text_is_an_address_or_an_address_error(text: str) -> None:
 
 
 def test_surrogates_that_spell_a_character_are_that_character() -> None:
-    # os.fsencode() of both is the same: one socket has one address.
-    spelled = os.fsencode("/é").decode("ascii", "surrogateescape")
+    # Linux' os.fsencode() of both is the same: one socket has one address.
+    spelled = "/é".encode().decode("ascii", "surrogateescape")
 
     assert HybridAddress(spelled, 1) == HybridAddress("/é", 1)
 
@@ -378,16 +507,18 @@ def test_parts_are_normalised() -> None:
     assert HypervAddress("Parent", str(GUID)) == HypervAddress(VM_ID_PARENT, GUID)
     assert HypervAddress(f"{{{GUID}}}", str(GUID).upper()) == HypervAddress(GUID, GUID)
     assert HypervAddress(GUID, 5).service_id == service_id(5)
+    assert to_service(5) == to_service(service_id(5)) == to_service(str(service_id(5))) == service_id(5)
     assert HybridAddress("/v", str(GUID)) == HybridAddress("/v", GUID)
     assert HybridAddress("/v", service_id(7)).port == 7
     assert HybridAddress("/v", str(service_id(7))).port == 7
-    assert HybridAddress(Path("/v"), 7) == HybridAddress(PurePosixPath("/v"), 7) == HybridAddress("/v", 7)
+    assert HybridAddress(PurePosixPath("/v"), 7) == HybridAddress("/v", 7)
 
 
 SAMPLES: list[Address] = [
     VsockAddress(3, 2761),
     HypervAddress(GUID, 2761),
     HypervAddress("parent", GUID),
+    HypervAddress("parent", "HV Socket Demo"),
     HybridAddress("/run/v.sock", 2761),
     HybridAddress("/run/v.sock", GUID),
 ]
@@ -420,6 +551,8 @@ def test_addresses_differ_by_every_part_and_by_kind() -> None:
         VsockAddress(3, 2762),
         HypervAddress(GUID, 2762),
         HypervAddress("any", 2761),
+        # The registry knows one name by these two, and is asked only when they are used.
+        HypervAddress("parent", "HV socket demo"),
         HybridAddress("/run/w.sock", 2761),
         HybridAddress("/run/v.sock", 2762),
     ]
@@ -517,6 +650,12 @@ def test_counterparts_go_both_ways(hyperv: str, vsock: str) -> None:
     assert to_hyperv(there) is there
 
 
+def test_a_name_is_left_to_windows() -> None:
+    address = HypervAddress("any", "HV Socket Demo")
+
+    assert to_hyperv(address) is address
+
+
 def test_children_are_listened_for_as_any() -> None:
     assert to_vsock(HypervAddress("children", 5)) == VsockAddress(CID_ANY, 5)
 
@@ -540,6 +679,7 @@ def test_there_and_back(cid: int, port: int) -> None:
         (HypervAddress("broadcast", 5), "a VM is named by its CID"),
         (HypervAddress("silohost", 5), "a VM is named by its CID"),
         (HypervAddress("parent", GUID), f"service id {GUID} is not made from a port"),
+        (HypervAddress("parent", "Demo"), "names of services are looked up on Windows"),
     ],
 )
 def test_what_has_no_counterpart_on_linux(address: HypervAddress, fault: str) -> None:

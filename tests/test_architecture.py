@@ -21,7 +21,8 @@ STANDS_ON = {
     "platforms": ["addresses", "_log"],
     "transports": ["platforms"],
     "server": ["transports"],
-    "endpoints": ["server"],
+    "listening": ["server"],
+    "endpoints": ["listening"],
     "streams": ["endpoints"],
     "messages": ["protocol", "endpoints"],
     "": ["streams", "messages"],  # the package itself: the public names

@@ -16,10 +16,11 @@ BLOCKS = [
     pytest.param(block, id=f"{document.name}-{number}")
     for document in DOCUMENTS
     for number, block in enumerate(
-        re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+        re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     )
 ]
-EXAMPLES = [pytest.param(path, id=path.name) for path in sorted((ROOT / "examples").rglob("*.py"))]
+# Those in two halves need two machines: tests/test_host_and_guest.py, tests/testbeds/two_kernels.
+EXAMPLES = [pytest.param(path, id=path.name) for path in sorted((ROOT / "examples").glob("*.py"))]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +35,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_block_runs(block: str, tmp_path: Path) -> None:
     script = tmp_path / "test_block.py"
-    script.write_text(block)
+    script.write_text(block, "utf-8")
     if any(
         isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("test_")
         for node in ast.parse(block).body
@@ -60,9 +61,11 @@ def test_example_runs(example: Path) -> None:
 
 def test_the_readme_shows_its_first_example_as_it_is() -> None:
     """examples/hello.py is the first block, with the annotations that a checker wants."""
-    first = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    first = re.search(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
     assert first is not None
-    example = (ROOT / "examples" / "hello.py").read_text()
+    example = (ROOT / "examples" / "hello.py").read_text("utf-8")
     for line in ("async for message in connection:", 'await connection.send(b"you said: " + message)'):
         assert line in first[1]
         assert line in example
@@ -70,5 +73,5 @@ def test_the_readme_shows_its_first_example_as_it_is() -> None:
 
 def test_links_lead_somewhere() -> None:
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -148,8 +148,8 @@ def test_annotations_can_be_resolved(name: str) -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Return the modules a fresh interpreter, where any warning is an error, has loaded after a statement."""
-    script = f"import sys; {statement}; print(*sys.modules)"
+    """Return the modules that a statement loads in a fresh interpreter, where any warning is an error."""
+    script = f"import sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-bb", "-c", script], capture_output=True, text=True, check=False
     )

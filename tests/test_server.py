@@ -25,7 +25,7 @@ from aiohvsock import (
 from aiohvsock.server import allow_predicate
 from aiohvsock.transports import readiness
 
-from .helpers import Recorder
+from .helpers import Recorder, new_socket, sockaddr
 
 
 class Collecting:
@@ -52,7 +52,8 @@ class FailingListener:
     def __init__(self, server: HvServer, *errors: int) -> None:
         self.sock = server.sockets[0]
         self.errors = list(errors)
-        server._acceptors[0]._sock = cast("socket.socket", self)
+        (acceptor,) = server._acceptors.values()
+        acceptor._sock = cast("socket.socket", self)
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -402,15 +403,16 @@ async def test_allow_needs_peers_with_names(directory: str) -> None:
             await create_hv_server(Recorder, sock=sock, allow=lambda peer: True)
 
 
-@pytest.mark.vsock
-async def test_a_bound_vsock_socket_of_the_callers_has_names() -> None:
+async def test_a_bound_socket_of_the_callers_has_names(kind: str, address: Address) -> None:
     """As systemd hands it over."""
-    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    sock.bind((1, 2**32 - 1))
+    if kind == "hybrid":
+        pytest.skip("only AF_VSOCK and AF_HYPERV know who calls")
+    sock = new_socket(kind)
+    sock.bind(sockaddr(address))
     factory = Collecting()
     server = await create_hv_server(factory, sock=sock, allow={1})
-    assert server.address == VsockAddress(1, sock.getsockname()[1])
-    transport, protocol = await create_hv_connection(Recorder, server.address)
+    assert server.address == address
+    transport, protocol = await create_hv_connection(Recorder, address)
     await factory.count(1)
     transport.close()
     await protocol.lost

@@ -29,6 +29,9 @@ _LIMIT = 18.0
 _PING = bytes(256)
 _CHUNK = bytes(64 * 1024)
 
+# On Windows any signal but Ctrl-C does.
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
 _EXAMPLE = """\
 examples:
   aiohvsock demo                                      both agents on this machine
@@ -88,7 +91,7 @@ async def _run_both(loop: str, address: str) -> int:
             if agent.returncode is None:
                 # Not agent.kill(): that can reap the process behind asyncio's back, which then complains on stderr.
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(agent.pid, signal.SIGKILL)
+                    os.kill(agent.pid, _KILL)
             await agent.wait()
 
 

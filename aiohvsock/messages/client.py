@@ -14,6 +14,7 @@ from ..endpoints import ConnectOptions, Retry, create_hv_connection
 from ..exceptions import ConnectionClosed, HvConnectError, HvTimeout
 from ..framing import Codec
 from ..framing.base import DEFAULT_MAX_SIZE
+from ..listening import AddressSource
 from ..protocol import CloseCode
 from .connection import MessageConnection
 from .receiving import OnMessage
@@ -60,7 +61,7 @@ class connect(Generic[T]):
     Each can be cancelled at any moment, and leaves no descriptor behind.
 
     Args:
-        address: whom to dial, as a value or as text.
+        address: whom to dial, as a value or as text; or an async callable that is asked for it before each attempt.
         on_message: a plain function ``(connection, message)``, called with each message in place of ``recv()``. It
             must not block. What it raises is logged, and closes the connection. While the peer is slow to read
             what is sent, nothing more is read from it.
@@ -85,7 +86,7 @@ class connect(Generic[T]):
     @overload
     def __init__(
         self: connect[bytes],
-        address: AddressLike | None = None,
+        address: AddressLike | AddressSource | None = None,
         *,
         on_message: OnMessage[bytes] | None = None,
         codec: None = None,
@@ -101,7 +102,7 @@ class connect(Generic[T]):
     @overload
     def __init__(
         self,
-        address: AddressLike | None = None,
+        address: AddressLike | AddressSource | None = None,
         *,
         on_message: OnMessage[T] | None = None,
         codec: Codec[T],
@@ -113,7 +114,7 @@ class connect(Generic[T]):
 
     def __init__(
         self,
-        address: AddressLike | None = None,
+        address: AddressLike | AddressSource | None = None,
         *,
         on_message: OnMessage[Any] | None = None,
         codec: Codec[Any] | None = None,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar, Unpack, overload
 
 from .._log import logger
-from ..addresses import AddressLike
 from ..endpoints import ListenOptions, open_server
 from ..exceptions import ConnectionClosed
 from ..framing import Codec
 from ..framing.base import DEFAULT_MAX_SIZE
+from ..listening import ListenOn
 from ..platforms import Listener
 from ..protocol import CloseCode
 from ..server import HvServer
@@ -184,7 +184,7 @@ def _start(handler: Handler[T], connection: MessageConnection[T]) -> asyncio.Fut
 @overload
 async def serve(
     handler: Handler[bytes] | None,
-    address: AddressLike | Iterable[AddressLike] | None = None,
+    address: ListenOn | None = None,
     *,
     on_message: OnMessage[bytes] | None = None,
     codec: None = None,
@@ -200,7 +200,7 @@ async def serve(
 @overload
 async def serve(
     handler: Handler[T] | None,
-    address: AddressLike | Iterable[AddressLike] | None = None,
+    address: ListenOn | None = None,
     *,
     on_message: OnMessage[T] | None = None,
     codec: Codec[T],
@@ -212,7 +212,7 @@ async def serve(
 
 async def serve(
     handler: Handler[T] | None,
-    address: AddressLike | Iterable[AddressLike] | None = None,
+    address: ListenOn | None = None,
     *,
     on_message: OnMessage[T] | None = None,
     codec: Codec[T] | None = None,

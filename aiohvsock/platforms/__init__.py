@@ -11,7 +11,7 @@ import socket
 import sys
 
 from ..addresses import Address, HybridAddress
-from . import hybrid, linux, unsupported
+from . import hybrid, linux, unsupported, windows
 from .base import READABLE, WRITABLE, Listener, Names, Options, Platform, Readiness
 
 __all__ = [
@@ -32,13 +32,20 @@ def platform_for(address: Address) -> Platform:
     """Return the platform that carries this kind of address on this system."""
     if isinstance(address, HybridAddress):
         return hybrid if hasattr(socket, "AF_UNIX") else unsupported
-    return linux if sys.platform == "linux" else unsupported
+    match sys.platform:
+        case "linux":
+            return linux
+        case "win32":
+            return windows
+    return unsupported
 
 
 def listener_of(sock: socket.socket) -> Listener:
     """Return the listener for a bound socket that the caller brought along."""
-    if sys.platform == "linux" and sock.family == getattr(socket, "AF_VSOCK", None):
+    if _is_vsock(sock):
         return linux.listener_of(sock)
+    if _is_hyperv(sock):
+        return windows.listener_of(sock)
     return Listener(sock, None)
 
 
@@ -48,6 +55,17 @@ def names_of(sock: socket.socket) -> Names:
     Raises:
         OSError: ``ENOTCONN``, the socket is not connected.
     """
-    if sys.platform == "linux" and sock.family == getattr(socket, "AF_VSOCK", None):
+    if _is_vsock(sock):
         return linux.names(sock)
-    return Names(sock.getsockname(), sock.getpeername())
+    if _is_hyperv(sock):
+        return windows.names(sock)
+    peername = sock.getpeername()  # first: on Windows a socket without a name is another error
+    return Names(sock.getsockname(), peername)
+
+
+def _is_vsock(sock: socket.socket) -> bool:
+    return sys.platform == "linux" and sock.family == getattr(socket, "AF_VSOCK", None)
+
+
+def _is_hyperv(sock: socket.socket) -> bool:
+    return sys.platform == "win32" and sock.family == getattr(socket, "AF_HYPERV", None)

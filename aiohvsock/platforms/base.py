@@ -21,6 +21,7 @@ __all__ = [
     "Readiness",
     "Verdict",
     "failure",
+    "set_options",
 ]
 
 Readiness: TypeAlias = Literal["readable", "writable"]
@@ -51,6 +52,22 @@ class Options:
     """Bytes the kernel buffers each way."""
     connected_suspend: bool = False
     """Stay connected while the VM is paused. AF_HYPERV only; the others do so anyway or cannot."""
+    socket_options: tuple[tuple[int, int, int | bytes], ...] = ()
+    """Further ones, as ``setsockopt()`` takes them: level, option, value."""
+
+
+def set_options(sock: socket.socket, options: Options) -> None:
+    """Set the further options of a user.
+
+    Raises:
+        OSError: the system does not take one of them.
+    """
+    for level, option, value in options.socket_options:
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError as error:
+            error.strerror = f"{error.strerror} (socket option {option} of level {level})"
+            raise
 
 
 class Listener:
@@ -129,10 +146,11 @@ def failure(
     *,
     remote: Address | None,
     local: Address | None,
+    meaning: int | None = None,
 ) -> HvError:
-    """Return the error of ours for a system's error, by its number."""
+    """Return the error of ours for a system's error, by its number, or by what that number means."""
     code = error.errno or 0
-    kind, hint, transient = verdicts.get(code, Verdict(HvConnectError))
+    kind, hint, transient = verdicts.get(code if meaning is None else meaning, Verdict(HvConnectError))
     text = error.strerror or str(error)
     return kind(
         code,

@@ -26,7 +26,7 @@ from ..exceptions import (
     HvTimeout,
 )
 from . import base
-from .base import READABLE, Listener, Names, Options, Readiness, Verdict
+from .base import READABLE, Listener, Names, Options, Readiness, Verdict, set_options
 
 __all__ = ["dial", "failure", "listen", "local", "names", "native", "open_socket", "socket_path"]
 
@@ -109,6 +109,7 @@ def open_socket(options: Options) -> socket.socket:
             # Linux counts what is in flight against the sender's buffer alone (net/unix/af_unix.c).
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.buffer_size)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.buffer_size)
+        set_options(sock, options)
     except BaseException:
         sock.close()
         raise

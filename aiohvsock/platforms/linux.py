@@ -25,7 +25,7 @@ from ..exceptions import (
     HvUnsupportedError,
 )
 from . import base
-from .base import WRITABLE, Listener, Names, Options, Readiness, Verdict
+from .base import WRITABLE, Listener, Names, Options, Readiness, Verdict, set_options
 
 __all__ = [
     "dial",
@@ -123,6 +123,7 @@ def open_socket(options: Options) -> socket.socket:
         if options.buffer_size is not None:
             _set_buffer_size(sock, options.buffer_size)
         _set_connect_timeout(sock, options.connect_timeout)
+        set_options(sock, options)
     except BaseException:
         sock.close()
         raise

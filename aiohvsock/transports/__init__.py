@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 
-from ..exceptions import HvUnsupportedError
+from .proactor import ProactorTransport
+from .selector import SelectorTransport
+from .watching import is_proactor
 
-__all__ = ["check_loop"]
+__all__ = ["transport_class"]
 
 
-def check_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Check that these transports run on this event loop.
-
-    Raises:
-        HvUnsupportedError: they do not.
-    """
-    # The Proactor loop has add_reader() too; it raises NotImplementedError.
-    proactor = getattr(asyncio, "ProactorEventLoop", None)
-    if proactor is not None and isinstance(loop, proactor):
-        raise HvUnsupportedError(
-            errno.EAFNOSUPPORT,
-            "this version does not run on Windows' Proactor loop; use asyncio.SelectorEventLoop",
-        )
+def transport_class(loop: asyncio.AbstractEventLoop) -> type[SelectorTransport]:
+    """Return the transport that runs on this event loop."""
+    return ProactorTransport if is_proactor(loop) else SelectorTransport

@@ -1,4 +1,4 @@
-"""Connect and accept on any loop that has ``add_reader`` and ``add_writer``: asyncio's selector loop, uvloop."""
+"""Connect and accept, on any loop, by hearing when a socket is ready."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Generator
 
 from ..platforms import READABLE, Readiness
+from .watching import watcher_of
 
 __all__ = ["Acceptor", "connect"]
 
@@ -24,12 +25,13 @@ async def connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, steps: G
     The socket stays the caller's, who closes it when this fails or is cancelled.
     """
     fd = sock.fileno()
+    watcher = watcher_of(loop)
     for wanted in steps:
         ready = loop.create_future()
         add, remove = (
-            (loop.add_reader, loop.remove_reader)
+            (watcher.add_reader, watcher.remove_reader)
             if wanted == READABLE
-            else (loop.add_writer, loop.remove_writer)
+            else (watcher.add_writer, watcher.remove_writer)
         )
         add(fd, _wake, ready)
         try:
@@ -61,7 +63,9 @@ class Acceptor:
         on_accept: Callable[[socket.socket], None],
     ) -> None:
         self._loop = loop
+        self._watcher = watcher_of(loop)
         self._sock = sock
+        self._fd = sock.fileno()  # the user may close it
         self._burst = max(1, backlog)
         self._on_accept = on_accept
         self._active = False
@@ -71,7 +75,7 @@ class Acceptor:
         """Start, or go on, accepting."""
         if not self._active:
             self._active = True
-            self._loop.add_reader(self._sock.fileno(), self._accept)
+            self._watcher.add_reader(self._fd, self._accept)
 
     def stop(self) -> None:
         """Stop accepting; peers then wait in the backlog."""
@@ -80,7 +84,7 @@ class Acceptor:
             self._delay = None
         if self._active:
             self._active = False
-            self._loop.remove_reader(self._sock.fileno())
+            self._watcher.remove_reader(self._fd)
 
     def _accept(self) -> None:
         for _ in range(self._burst):

@@ -101,7 +101,7 @@ class SelectorTransport(WritingHalf):
         self._protocol = protocol
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         if self._reading:
-            self._add_reader()
+            self._start_reading()
         elif self._paused:
             # resume_reading() then tells the new one of an end the old one has seen: start_tls() relies on it.
             self._read_eof = False
@@ -134,12 +134,17 @@ class SelectorTransport(WritingHalf):
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
-                self._add_reader()
+                self._start_reading()
             else:
-                self._loop.remove_reader(self._fd)
-                self._watch_stuck()
+                self._end_reading()
 
-    def _add_reader(self) -> None:
+    def _end_reading(self) -> None:
+        """Undo :meth:`_start_reading`."""
+        self._loop.remove_reader(self._fd)
+        self._watch_stuck()
+
+    def _start_reading(self) -> None:
+        """Have the loop read what comes, for the protocol as it is now."""
         # Not kept as an attribute: a bound method of ourselves would be a cycle for the garbage collector.
         self._loop.add_reader(self._fd, self._read_into_buffer if self._buffered else self._read_into_scratch)
 
@@ -197,7 +202,11 @@ class SelectorTransport(WritingHalf):
             self._force_close(self._broken)
 
     def _read_failed(self, error: OSError) -> None:
-        self._force_close(self._broken or self._translate(error))
+        if isinstance(error, BrokenPipeError):
+            # On AF_HYPERV what a peer that closes without shutdown() leaves behind; Linux reads no such thing.
+            self._eof_received()
+        else:
+            self._force_close(self._broken or self._translate(error))
 
     def _eof_received(self) -> None:
         self._read_eof = True

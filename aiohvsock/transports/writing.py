@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .._log import logger
@@ -23,6 +23,17 @@ _BYTES = (bytes, bytearray)
 _STUCK_RETRY = 2.0
 
 WOULD_BLOCK = (BlockingIOError, InterruptedError)
+
+
+if hasattr(socket.socket, "sendmsg"):
+
+    def _send_pieces(sock: socket.socket, pieces: Sequence[Any]) -> int:
+        return sock.sendmsg(pieces)
+
+else:  # Windows
+
+    def _send_pieces(sock: socket.socket, pieces: Sequence[Any]) -> int:
+        return sock.send(b"".join(pieces) if len(pieces) > 1 else pieces[0])
 
 
 class WritingHalf(asyncio.Transport):
@@ -125,7 +136,7 @@ class WritingHalf(asyncio.Transport):
             self.write(b"".join(pieces))
             return
         try:
-            sent = self._sock.sendmsg(pieces[:PIECES])  # type: ignore[union-attr]
+            sent = _send_pieces(self._sock, pieces[:PIECES])  # type: ignore[arg-type]
         except WOULD_BLOCK:
             sent = 0
         except OSError as error:
@@ -154,9 +165,13 @@ class WritingHalf(asyncio.Transport):
             self._direct = False
             if not self._writing:
                 self._writing = True
-                self._loop.add_writer(self._fd, self._on_writable)
-                self._watch_stuck()
+                self._start_writing()
             self._check_high_water()
+
+    def _start_writing(self) -> None:
+        """Have the loop send what is queued."""
+        self._loop.add_writer(self._fd, self._on_writable)
+        self._watch_stuck()
 
     def _watch_stuck(self) -> None:
         """Try a blocked write again from time to time while nothing is read.
@@ -176,12 +191,16 @@ class WritingHalf(asyncio.Transport):
 
     def _on_writable(self) -> None:
         try:
-            self._queue.sent(self._sock.sendmsg(self._queue.head()))  # type: ignore[union-attr]
+            sent = _send_pieces(self._sock, self._queue.head())  # type: ignore[arg-type]
         except WOULD_BLOCK:
             return
         except OSError as error:
             self._write_failed(error)
             return
+        self._was_sent(sent)
+
+    def _was_sent(self, size: int) -> None:
+        self._queue.sent(size)
         if not self._queue.size:
             self._flushed()
         # The protocol may write on right here, and mostly does: so the loop is told last.
@@ -216,7 +235,11 @@ class WritingHalf(asyncio.Transport):
     def _stop_writing(self) -> None:
         if self._writing:
             self._writing = False
-            self._loop.remove_writer(self._fd)
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        """Undo :meth:`_start_writing`."""
+        self._loop.remove_writer(self._fd)
 
     def can_write_eof(self) -> bool:
         return True

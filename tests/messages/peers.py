@@ -16,16 +16,15 @@ import trustme
 
 from aiohvsock import (
     Address,
-    HybridAddress,
     MessageConnection,
     MessageServer,
-    VsockAddress,
     connect,
     serve,
 )
 from aiohvsock.transports.writing import WritingHalf
 
 from ..conftest import Pair
+from ..helpers import kind_of, new_socket, sockaddr
 
 T = TypeVar("T")
 
@@ -116,7 +115,7 @@ class Peer:
         """Return the next bytes; none at the end, and a reset is one."""
         try:
             return await self.loop.sock_recv(self.sock, 2**20)
-        except (ConnectionResetError, BrokenPipeError):
+        except ConnectionError:
             return b""
 
     def recv_now(self) -> bytes:
@@ -276,15 +275,8 @@ async def joined(
 @contextlib.contextmanager
 def dialling(address: Address) -> Iterator[Peer]:
     """Give a peer that is connected to a server and has said nothing yet."""
-    if isinstance(address, HybridAddress):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        where: Any = f"{address.path}_{address.port}"  # as the monitor does
-    else:
-        assert isinstance(address, VsockAddress)
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        where = address.cid, address.port
-    with sock:
-        sock.connect(where)
+    with new_socket(kind_of(address)) as sock:
+        sock.connect(sockaddr(address))  # where hybrid is concerned, as the monitor does
         sock.setblocking(False)
         yield Peer(sock)
 

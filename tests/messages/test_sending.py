@@ -257,8 +257,8 @@ async def test_several_senders_to_a_slow_peer_take_turns(pair: Pair) -> None:
 # -- what can be sent --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-async def test_any_buffer_can_be_sent_and_is_taken_as_it_is_then(pair: Pair, kind: type[Any]) -> None:
+@pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
+async def test_any_buffer_can_be_sent_and_is_taken_as_it_is_then(pair: Pair, buffer: type[Any]) -> None:
     sizes = [0, 1, 5000, 40_000, 200_000]
     async with talking(pair) as (connection, peer):
         # Behind a peer that does not read, so that what is queued is tried too.
@@ -267,16 +267,16 @@ async def test_any_buffer_can_be_sent_and_is_taken_as_it_is_then(pair: Pair, kin
         expected = [bytes(60_000)] * (count - 1)
         for size in sizes:
             content = bytearray(b"a" * size)
-            connection.send_nowait(kind(content))
+            connection.send_nowait(buffer(content))
             content[:] = b"b" * size
             expected.append(b"a" * size)
         assert await peer.messages(len(expected)) == expected
         for size in sizes:
             content = bytearray(b"a" * size)
             receiving = asyncio.create_task(peer.messages(2))
-            await connection.send(kind(content))
+            await connection.send(buffer(content))
             content[:] = b"b" * size
-            await connection.send_many([kind(content)])
+            await connection.send_many([buffer(content)])
             content[:] = b"c" * size
             assert await receiving == [b"a" * size, b"b" * size]
 

@@ -29,6 +29,7 @@ __all__ = [
     "CONTROL",
     "COUNTING",
     "ECHO",
+    "EXAMPLES",
     "MESSAGES",
     "NOBODY",
     "PORTS",
@@ -45,6 +46,8 @@ READY = "agent on {} is ready\n"
 SERVED = "{} served {}.\n"
 
 HOST = 2
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "host_and_guest"
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,6 +112,16 @@ class Orders:
 
     async def dial_echo(self, port: int, length: int) -> dict[str, Any]:
         return await exchange(VsockAddress(HOST, port), bytes(length))
+
+    async def run_example(self, name: str) -> str:
+        """Run one of the guest's halves, and return what it printed."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(EXAMPLES / name),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        return (await process.communicate())[0].decode()
 
     async def dial_messages(self, port: int, lengths: list[int]) -> list[int]:
         async with aiohvsock.connect(VsockAddress(HOST, port)) as connection:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import sys
 
 import pytest
 
@@ -62,6 +63,24 @@ async def test_a_guest_that_is_not_allowed_is_turned_away(
 
     assert answer == {"result": ""}
     assert "vsock://3:" in caplog.text
+
+
+async def test_the_examples_in_two_halves(guest_agent: Agent) -> None:
+    """They dial and listen on hvsock:// addresses, as they do between Windows machines."""
+    host = await asyncio.create_subprocess_exec(
+        sys.executable, str(agent.EXAMPLES / "echo_host.py"), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert host.stdout is not None
+        assert await host.stdout.readline() == b"listening on vsock://any:2761\n"
+        answer = await guest_agent.ask("run_example", name="echo_guest.py")
+        assert answer["result"].splitlines() == [
+            f"the host has said: {word}" for word in ("hello", "from", "a guest")
+        ]
+        assert (await host.stdout.readline()).startswith(b"a guest has called: vsock://3:")
+    finally:
+        host.kill()
+        await host.communicate()
 
 
 async def test_messages_from_the_host(guest_agent: Agent) -> None:

@@ -6,17 +6,21 @@ import gc
 import logging
 import os
 import socket
+import sys
 import warnings
 from typing import Any
 
 import pytest
 
 from aiohvsock.platforms import Names
-from aiohvsock.transports import writing
+from aiohvsock.transports import transport_class, writing
 from aiohvsock.transports.selector import SelectorTransport
 
 from ..conftest import Pair
 from ..helpers import BufferedRecorder, Recorder, fill, read_to_end, start
+
+# What writing to a peer that has gone raises.
+GONE = (ConnectionResetError, ConnectionAbortedError) if sys.platform == "win32" else BrokenPipeError
 
 
 @pytest.fixture(params=[Recorder, BufferedRecorder])
@@ -393,13 +397,13 @@ async def test_the_last_response_of_a_closed_peer_is_delivered(pair: Pair, recor
     while not transport.is_closing():
         transport.write(b"request")
         await asyncio.sleep(0)
-    assert isinstance(transport.get_extra_info("hv_write_error"), BrokenPipeError)
+    assert isinstance(transport.get_extra_info("hv_write_error"), GONE)
     transport.write(b"dropped")
     assert protocol.data == b""
     transport.resume_reading()
     error = await protocol.lost
     assert bytes(protocol.data) == response
-    assert isinstance(error, BrokenPipeError)
+    assert isinstance(error, GONE)
     assert error is transport.get_extra_info("hv_write_error")
 
 
@@ -412,7 +416,7 @@ async def test_the_last_response_is_delivered_without_a_pause(pair: Pair, record
     b.close()
     while not transport.is_closing():
         transport.write(bytes(1000))
-    assert isinstance(await protocol.lost, BrokenPipeError)
+    assert isinstance(await protocol.lost, GONE)
     assert protocol.data == b"response"
     assert protocol.calls.count("connection_lost") == 1
 
@@ -436,6 +440,8 @@ async def test_a_failed_flush_delivers_what_came_before(pair: Pair) -> None:
 
 async def test_a_peer_that_shut_only_its_receiving_side(pair: Pair, kind: str) -> None:
     """What it sent before is delivered; it is not waited for, since nothing says that more will come."""
+    if kind == "hyperv":
+        pytest.skip("Winsock does not tell a sender of that: make test runs it on Linux")
     a, b = pair()
     protocol = Recorder()
     transport = start(a, protocol)
@@ -444,7 +450,7 @@ async def test_a_peer_that_shut_only_its_receiving_side(pair: Pair, kind: str) -
     while not transport.is_closing():
         transport.write(b"x")
         await asyncio.sleep(0)
-    assert isinstance(await protocol.lost, BrokenPipeError)
+    assert isinstance(await protocol.lost, GONE)
     assert protocol.data == b"so far"
 
 
@@ -459,7 +465,7 @@ async def test_close_after_a_failed_write_ends_at_once(pair: Pair) -> None:
         await asyncio.sleep(0)
     assert not protocol.lost.done()
     transport.close()
-    assert isinstance(await protocol.lost, BrokenPipeError)
+    assert isinstance(await protocol.lost, GONE)
 
 
 async def test_write_error_after_the_peers_end(pair: Pair) -> None:
@@ -471,7 +477,7 @@ async def test_write_error_after_the_peers_end(pair: Pair) -> None:
     while not protocol.lost.done():
         transport.write(b"x")
         await asyncio.sleep(0)
-    assert isinstance(protocol.lost.result(), BrokenPipeError)
+    assert isinstance(protocol.lost.result(), GONE)
 
 
 async def test_writing_to_a_closed_transport_is_ignored_with_a_word(
@@ -553,6 +559,7 @@ async def test_a_raising_connection_lost_still_closes_the_socket(
     assert isinstance(reports[0]["exception"], ZeroDivisionError)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="AF_VSOCK's own way: make test runs it on Linux")
 async def test_a_transport_reset_is_a_connection_reset(pair: Pair) -> None:
     """A migrated or restored VM's sockets say ENOTCONN, which hides what happened."""
 
@@ -562,7 +569,7 @@ async def test_a_transport_reset_is_a_connection_reset(pair: Pair) -> None:
 
     a, b = pair()
     protocol = Recorder()
-    own = Reset(fileno=os.dup(a.fileno()))
+    own = Reset(a.family, a.type, a.proto, fileno=a.detach())
     own.setblocking(False)
     SelectorTransport(asyncio.get_running_loop(), own, protocol, Names(None, None)).start()
     b.send(b"x")
@@ -579,9 +586,10 @@ async def test_a_transport_reset_seen_by_a_write(pair: Pair) -> None:
 
     a, _b = pair()
     protocol = Recorder()
-    own = Reset(fileno=os.dup(a.fileno()))
+    own = Reset(a.family, a.type, a.proto, fileno=a.detach())
     own.setblocking(False)
-    transport = SelectorTransport(asyncio.get_running_loop(), own, protocol, Names(None, None))
+    loop = asyncio.get_running_loop()
+    transport = transport_class(loop)(loop, own, protocol, Names(None, None))
     transport.start()
     transport.write(b"x")
     assert isinstance(await protocol.lost, ConnectionResetError)
@@ -663,7 +671,7 @@ async def test_wide_items_are_sent_whole_when_the_socket_is_full(pair: Pair) -> 
     a, b = pair()
     protocol, reader = Recorder(), Recorder()
     transport = start(a, protocol)
-    items = 262_144 if b.family != socket.AF_UNIX else await fill_size()
+    items = 262_144 if b.family != getattr(socket, "AF_UNIX", None) else await fill_size()
     data = memoryview(os.urandom(items * 4)).cast("I")
     assert len(data) == items
     transport.write(data)

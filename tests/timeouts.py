@@ -1,0 +1,55 @@
+"""On Windows, end a test that takes too long, and not the run: what the signal of an alarm does elsewhere.
+
+pytest-timeout has only its own thread there, which dumps the stacks and ends the process.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import pytest
+
+__all__: list[str] = []
+
+# Seconds after which a test that is not in Python, and so hears no signal, ends the run after all.
+PATIENCE = 20.0
+
+if sys.platform == "win32":
+    import _thread
+    import signal
+
+    import pytest_timeout
+
+    # Nobody else uses it: Ctrl-Break.
+    SIGNAL = signal.SIGBREAK
+
+    def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
+        """Start the clock of a test."""
+        over = threading.Event()
+
+        def watch() -> None:
+            if over.wait(settings.timeout):
+                return
+            _thread.interrupt_main(SIGNAL)
+            if not over.wait(PATIENCE):
+                pytest_timeout.timeout_timer(item, settings)
+
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            __tracebackhide__ = True
+            pytest_timeout.timeout_sigalrm(item, settings)
+
+        def cancel() -> None:
+            over.set()
+            thread.join()
+            signal.signal(SIGNAL, signal.SIG_DFL)
+
+        signal.signal(SIGNAL, interrupted)
+        item.cancel_timeout = cancel  # type: ignore[attr-defined]  # pytest-timeout calls it
+        thread = threading.Thread(target=watch, name="timeout of the test", daemon=True)
+        thread.start()
+        return True
+
+    __all__ += ["pytest_timeout_set_timer"]
