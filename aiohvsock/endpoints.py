@@ -132,7 +132,8 @@ async def create_hv_connection(
         server_hostname: the name in the server's certificate, required with ``ssl``; ``""`` checks none.
         ssl_handshake_timeout: seconds; None is asyncio's default, 60.
         ssl_shutdown_timeout: seconds; None is asyncio's default, 30.
-        connect_timeout: seconds for one attempt, the handshake of hybrid vsock included, that of TLS not. It
+        connect_timeout: seconds for one attempt, the handshake of hybrid vsock included, that of TLS and the asking of
+            a callable not. It
             also takes the place of the kernel's own limit, which is 2 s. None waits as long as it takes.
         retry: how to keep trying while the machine boots; None tries once.
         buffer_size: bytes the kernel buffers each way; None is its default, 256 KiB on AF_VSOCK. On virtio the

@@ -74,11 +74,14 @@ class FollowedListener:
 
     async def follow(self, server: HvServer) -> None:
         """Listen where the machine is, until cancelled."""
-        while True:
+        while server.is_open:
             await asyncio.sleep(_LOOK)
             before = self.listener
             try:
                 if await self.look():
+                    if not server.is_open:  # closed by the one who was asked
+                        _close(self)
+                        return
                     try:
                         server.replace_listener(before, self.listener)
                     except BaseException:

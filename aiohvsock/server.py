@@ -116,6 +116,11 @@ class HvServer(asyncio.AbstractServer):
     def is_serving(self) -> bool:
         return self._serving
 
+    @property
+    def is_open(self) -> bool:
+        """True until it is closed; connections may be open after that."""
+        return not self._closed
+
     # -- serving -------------------------------------------------------------------------------------------
 
     async def start_serving(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,13 @@ def start(sock: socket.socket, protocol: asyncio.BaseProtocol, **options: Any) -
     transport = transport_class(loop)(loop, sock, protocol, names_of(sock), **options)
     transport.start()
     return transport
+
+
+def no_counterpart(number: int) -> Address:
+    """Return one of the addresses that mean nothing on this system."""
+    if sys.platform == "win32":
+        return VsockAddress(1000 + number, 2761)
+    return HypervAddress("parent", uuid.UUID(int=number))
 
 
 def kind_of(address: Address) -> str:

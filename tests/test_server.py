@@ -250,7 +250,7 @@ async def test_a_failing_accept_never_stops_the_listener(
     transport, protocol = await create_hv_connection(Recorder, address)
     await factory.count(1)
     assert len(reports) == 3
-    assert "accept failed; the listener goes on" in reports[0]["message"]
+    assert "accept failed; the listener: it goes on" in reports[0]["message"]
     transport.close()
     await protocol.lost
     server.close()

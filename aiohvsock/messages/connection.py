@@ -268,12 +268,13 @@ class MessageConnection(ReceivingHalf[T]):
         text = cause if isinstance(cause, (HvError, OSError)) else repr(cause)
         lost = ConnectionLost(f"{self} is lost: {text}", code=code, reason=reason)
         lost.__cause__ = cause
-        if self._end is None:
+        first = self._end is None
+        self._set_ended(lost)
+        if first:
             # Somebody is at fault, or has only gone.
             gone = isinstance(cause, (IncompleteFrame, OSError)) or code in (None, CloseCode.NO_ANSWER)
             broken = isinstance(cause, FramingError) and not isinstance(cause, IncompleteFrame)
             logger.log(logging.INFO if gone and not broken else logging.WARNING, "%s", lost)
-        self._set_ended(lost)
 
     # -- the protocol below ----------------------------------------------------------------------------------
 

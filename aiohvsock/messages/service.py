@@ -98,11 +98,6 @@ class MessageServer(HvServer, Generic[T]):
         """Those that are open, or being opened or closed."""
         return frozenset(self._connections)
 
-    @property
-    def is_open(self) -> bool:
-        """True until it is closed."""
-        return not self._closed
-
     # -- its connections -------------------------------------------------------------------------------------
 
     def _new_connection(self) -> MessageConnection[T]:

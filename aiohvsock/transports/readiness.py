@@ -105,12 +105,12 @@ class Acceptor:
 
     def _rest(self, error: OSError) -> None:
         """Out of descriptors, or the like: the listener stays readable, so asking at once would spin."""
+        closed = self._sock.fileno() < 0
+        then = "its socket was closed by somebody else" if closed else f"it goes on in {_ACCEPT_DELAY:g} s"
         self._loop.call_exception_handler(
-            {
-                "message": f"accept failed; the listener goes on in {_ACCEPT_DELAY:g} s",
-                "exception": error,
-                "socket": self._sock,
-            }
+            {"message": f"accept failed; the listener: {then}", "exception": error, "socket": self._sock}
         )
         self.stop()
+        if closed:  # its number may be another's by now
+            return
         self._delay = self._loop.call_later(_ACCEPT_DELAY, self.start)

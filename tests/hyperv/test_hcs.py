@@ -36,6 +36,13 @@ def test_no_document(computecore: Computecore) -> None:
 
 
 @pytest.mark.parametrize("step", ["started", "finished"])
+def test_there_are_two_kinds_of_success(computecore: Computecore, step: str) -> None:
+    setattr(computecore, step, 1)  # S_FALSE
+
+    assert _hcs.enumerate_systems() == "[]"
+
+
+@pytest.mark.parametrize("step", ["started", "finished"])
 @pytest.mark.parametrize("document", [None, '{"Error": "why"}'])
 @pytest.mark.parametrize(
     ("code", "text", "kind"),

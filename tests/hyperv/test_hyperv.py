@@ -61,7 +61,7 @@ def test_the_names_of_a_system(system: dict[str, Any], name: str, aliases: tuple
     [
         {"SystemType": "Container", "RuntimeId": A},
         {"RuntimeId": A},
-        {"SystemType": "VirtualMachine"},
+        {"SystemType": "VirtualMachine", "Id": A},
         {"SystemType": "VirtualMachine", "RuntimeId": None},
         {"SystemType": "VirtualMachine", "RuntimeId": "not a GUID"},
         # It would be the address of any machine.

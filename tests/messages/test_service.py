@@ -18,13 +18,13 @@ from aiohvsock import (
     HvAddressError,
     HvConnectError,
     HybridAddress,
-    HypervAddress,
     connect,
     serve,
 )
 from aiohvsock.testing import hybrid_monitor
 
 from ..conftest import LOOPS
+from ..helpers import no_counterpart
 from .peers import (
     Connection,
     Handler,
@@ -41,7 +41,7 @@ from .peers import (
     until,
 )
 
-NO_COUNTERPART = HypervAddress("parent", "a1b2c3d4-0000-4000-8000-000000000000")
+NO_COUNTERPART = no_counterpart(1)
 
 
 async def greets(connection: Connection) -> None:
@@ -359,11 +359,11 @@ async def test_an_address_this_machine_has_nothing_for_is_left_out(
 
 
 async def test_of_several_addresses_none_will_do() -> None:
-    other = HypervAddress("parent", "ffffffff-0000-4000-8000-000000000000")
+    other = no_counterpart(2)
     with pytest.raises(HvAddressError) as caught:
         await serve(echo, [NO_COUNTERPART, other])
-    assert str(NO_COUNTERPART.service_id) in str(caught.value)
-    assert [str(other.service_id) in note for note in caught.value.__notes__] == [True]
+    assert str(NO_COUNTERPART) in str(caught.value)
+    assert [str(other) in note for note in caught.value.__notes__] == [True]
 
 
 async def test_no_address_at_all() -> None:

@@ -25,9 +25,10 @@ from aiohvsock import (
     open_hv_connection,
     start_hv_server,
 )
-from aiohvsock.transports import watching
+from aiohvsock.transports import readiness, watching
 from aiohvsock.transports.watching import SelectThread, watcher_of
 
+from ..conftest import random_port
 from ..descriptors import open_sockets
 from ..helpers import Recorder, new_socket, sockaddr
 from ..messages.peers import NAME, catch, contexts, turns, until
@@ -308,6 +309,25 @@ async def test_clients_that_die_never_stop_the_listener(address: Address) -> Non
         assert not reports
         transport.close()
         await protocol.lost
+
+
+async def test_a_listening_socket_that_the_user_closes(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is over, said once, and costs the other servers nothing."""
+    monkeypatch.setattr(readiness, "_ACCEPT_DELAY", 0)
+    reports = catch()
+    factory = Collecting()
+    async with (
+        serving(Recorder, HypervAddress("loopback", random_port())) as server,
+        serving(factory, address),
+    ):
+        server.sockets[0].close()
+        for _ in range(20):
+            transport, protocol = await create_hv_connection(Recorder, address)
+            transport.close()
+            await protocol.lost
+        assert len(reports) == 1
 
 
 async def test_a_machine_that_stops_while_it_is_served(address: Address) -> None:

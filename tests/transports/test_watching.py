@@ -397,20 +397,23 @@ async def test_the_collector_may_come_at_any_point(thread: SelectThread, pair: P
         def __del__(self) -> None:
             thread.remove_reader(self._fd)
 
-    a, _b = pair()
     threshold = gc.get_threshold()
-    try:
-        for number in range(5000):
-            gc.set_threshold(2 + number % 23)
-            Cycle(a.fileno())
-            thread.add_reader(a.fileno(), pytest.fail)
-            thread.remove_reader(a.fileno())
-            if not number % 50:
-                await asyncio.sleep(0)
-    finally:
-        gc.set_threshold(*threshold)
-        gc.collect()
-    await rounds(thread, pair)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(20)]
+        try:
+            for number in range(5000):
+                gc.set_threshold(2 + number % 23)
+                fd = idle[number % len(idle)].fileno()
+                Cycle(fd)
+                thread.add_reader(fd, pytest.fail)
+                if not number % 50:
+                    await asyncio.sleep(0)
+        finally:
+            gc.set_threshold(*threshold)
+            gc.collect()
+        await rounds(thread, pair)
+        for sock in idle:
+            thread.remove_reader(sock.fileno())
 
 
 # -- the end -----------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ from aiohvsock import HypervAddress
 from aiohvsock.transports import watching
 
 watching.is_proactor = lambda loop: True
+watching._LOOK = 1000
 
 async def main():
     watching.watcher_of(asyncio.get_running_loop()).add_reader(sock.fileno(), print)

@@ -321,7 +321,7 @@ class Provider:
                 elif not error.value and sock.connection is not None:
                     # Who asks was told that it is writable.
                     sock.connected = True
-            elif option in winsock.PROTOCOL_INFO_SIZES:
+            elif option in winsock.PROTOCOL_INFOS:
                 winsock.write_protocol(value)
         return result
 
