@@ -3,7 +3,7 @@
 # still counts, and the line it prints says what to install; CI accepts no such excuse.
 # What touches no socket is not run once more; and test_endpoints_sources.py has stalled here once, unexplained.
 # It is slow there: a test gets more time, and asyncio's debug mode was on in the other run.
-AIOHVSOCK_KIND=vsock .venv/bin/python -m tests.testbeds.uml -- .venv/bin/python -m pytest -p no:cacheprovider -o timeout=60 -o asyncio_debug=false \
+AIOHVSOCK_KIND=vsock .venv/bin/python -m tests.testbeds.uml --timeout 1800 -- .venv/bin/python -m pytest -p no:cacheprovider -o timeout=60 -o asyncio_debug=false \
     --ignore tests/framing --ignore tests/fuzz --ignore tests/hyperv --ignore tests/test_endpoints_sources.py --ignore tests/test_protocol.py --ignore tests/test_protocol_vectors.py --ignore tests/test_protocol_runs.py \
     "$@"
 status=$?
