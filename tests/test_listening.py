@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -55,8 +56,8 @@ def another(address: Address, number: int = 1) -> Address:
         case HybridAddress():
             assert isinstance(address.port, int)
             return HybridAddress(address.path, address.port + number)
-        case VsockAddress():
-            return VsockAddress(address.cid, address.port + number)
+        case VsockAddress():  # not the next one: clients get those
+            return VsockAddress(address.cid, random_port())
         case HypervAddress():
             return HypervAddress("loopback", random_port())
 
@@ -325,11 +326,16 @@ async def test_a_listen_that_fails_once(address: Address, monkeypatch: pytest.Mo
     listen = platform.listen
     spoilt: list[Listener] = []
 
+    class Disabled(socket.socket):
+        def listen(self, backlog: int = 0) -> None:
+            raise OSError(errno.EINVAL, "disabled")
+
     def spoiling(where: Address, options: Options) -> Listener:
         listener = listen(where, options)
         if not spoilt:
             spoilt.append(listener)
-            listener.sock.close()
+            sock = listener.sock
+            listener.sock = Disabled(sock.family, sock.type, sock.proto, fileno=sock.detach())
         return listener
 
     second = another(address)
@@ -338,7 +344,7 @@ async def test_a_listen_that_fails_once(address: Address, monkeypatch: pytest.Mo
         monkeypatch.setattr(platform, "listen", spoiling)
         await source.moved(second)
         await source.asked_again()
-        assert spoilt
+        assert spoilt[0].sock.fileno() == -1
         assert server.addresses == (second,)
         await (await joined(factory, second)).close()
 

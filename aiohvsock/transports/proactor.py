@@ -206,7 +206,8 @@ class ProactorTransport(SelectorTransport):
         self._write = _Operation(
             self._loop,
             self._loop.sock_sendall(self._sock, data),
-            lambda _, error: self._write_done(size, error),
+            # It says how much, if it was not all: under Wine, when the peer ends its side meanwhile.
+            lambda sent, error: self._write_done(size if sent is None else sent, error),
         )
 
     def _end_writing(self) -> None:

@@ -310,6 +310,28 @@ async def test_reset_before_it_writes(pair: Pair) -> None:
     assert isinstance(await protocol.lost, ConnectionResetError)
 
 
+async def test_a_large_queue_is_lent_piece_by_piece(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system keeps what it is lent in memory that cannot be swapped."""
+    loop = asyncio.get_running_loop()
+    sendall, sizes = loop.sock_sendall, []
+
+    async def spy(sock: socket.socket, data: bytes) -> None:
+        sizes.append(len(data))
+        await sendall(sock, data)
+
+    monkeypatch.setattr(loop, "sock_sendall", spy)
+    a, b = pair()
+    protocol = Recorder()
+    transport = started(a, protocol)
+    filled = await fill(socket_of(transport))
+    data = os.urandom(10**6)
+    transport.writelines([data[:10], data[10:600_000], data[600_000:]])
+    transport.close()
+    assert (await read_to_end(b))[filled:] == data
+    assert max(sizes) == 256 * 1024
+    assert await protocol.lost is None
+
+
 # -- the end -----------------------------------------------------------------------------------------------
 
 
@@ -384,6 +406,25 @@ async def test_ended_as_a_write_is_done(pair: Pair, way: str) -> None:
         assert received[0][filled:] == data
     await turns(5)
     assert not reports
+
+
+async def test_the_peer_ends_its_side_while_we_write(pair: Pair) -> None:
+    """Under Wine the write under way is then a short one."""
+    a, b = pair()
+    protocol = Recorder(keep_open=True)
+    transport = started(a, protocol)
+    filled = await fill(socket_of(transport))
+    data = os.urandom(600_000)
+    transport.write(data)
+    received = bytearray()
+    while len(received) < filled + 50_000:  # into the middle of a write
+        received += await asyncio.get_running_loop().sock_recv(b, 10_000)
+    b.shutdown(socket.SHUT_WR)
+    await protocol.called("eof_received")
+    transport.close()
+    received += await read_to_end(b)
+    assert received[filled:] == data
+    assert await protocol.lost is None
 
 
 async def test_the_peer_goes_while_nothing_is_read(pair: Pair) -> None:
