@@ -127,7 +127,7 @@ async def create_hv_connection(
         address: whom to dial, as a value or as text; or an async callable that is asked for it before each attempt,
             such as :func:`aiohvsock.hyperv.machine_address`.
         sock: instead of ``address``, a connected stream socket of any family. It is owned by the transport
-            from here on, and closed if this fails.
+            from here on, and closed if this fails. Its options are yours to set.
         ssl: a context, or True for asyncio's default one; None for no TLS.
         server_hostname: the name in the server's certificate, required with ``ssl``; ``""`` checks none.
         ssl_handshake_timeout: seconds; None is asyncio's default, 60.
@@ -226,7 +226,8 @@ async def create_hv_server(
             those that this machine has nothing for are left out: one server serves a VM of every make. An async
             callable, such as :func:`aiohvsock.hyperv.machine_address`, is asked every few seconds, and what it gives
             is followed: connections that are open stay open, the other addresses are not touched.
-        sock: instead of ``address``, a bound stream socket. It is owned by the server from here on.
+        sock: instead of ``address``, a bound stream socket. It is owned by the server from here on. Its options are
+            yours to set: ``buffer_size``, ``connected_suspend`` and ``socket_options`` are for ``address``.
         backlog: connections that may wait to be accepted. A peer beyond them is refused.
         ssl: a context for TLS; None for none.
         ssl_handshake_timeout: seconds; None is asyncio's default, 60.

@@ -34,6 +34,7 @@ from aiohvsock.testing import hybrid_monitor, local_address
 
 from .descriptors import open_sockets
 from .helpers import new_socket, sockaddr
+from .timeouts import pytest_timeout_set_timer
 
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
 
@@ -55,12 +56,14 @@ def _ticking(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], a
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]]
 if sys.platform == "win32":
-    from .timeouts import pytest_timeout_set_timer  # noqa: F401  # a hook
-
     LOOPS = {
         "proactor": _ticking(asyncio.ProactorEventLoop),
         "selector": _ticking(asyncio.SelectorEventLoop),
     }
+    with contextlib.suppress(ImportError):
+        import winloop
+
+        LOOPS["winloop"] = _ticking(winloop.new_event_loop)
 else:
     LOOPS = {"asyncio": asyncio.new_event_loop}
     with contextlib.suppress(ImportError):
@@ -223,4 +226,4 @@ def no_descriptor_left() -> Iterator[None]:
     assert not after, f"left open: {sorted(after)}"
 
 
-__all__ = ["KINDS", "LOOPS", "Pair", "VsockAddress"]
+__all__ = ["KINDS", "LOOPS", "Pair", "pytest_timeout_set_timer"]

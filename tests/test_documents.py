@@ -13,7 +13,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
-    pytest.param(block, id=f"{document.name}-{number}")
+    pytest.param(
+        block,
+        id=f"{document.name}-{number}",
+        marks=[pytest.mark.linux] if "add_signal_handler" in block else [],
+    )
     for document in DOCUMENTS
     for number, block in enumerate(
         re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE)

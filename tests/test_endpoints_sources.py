@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 
 import pytest
@@ -67,8 +68,11 @@ async def test_connecting_again_and_again(address: Address) -> None:
     """Through moves of the machine, as when WSL starts again."""
     source = Source(address)
     seen: list[object] = []
-    async with serving(echo, source):  # type: ignore[arg-type]
-        async for connection in connect(source, retry=QUICK):
+    async with (
+        serving(echo, source),  # type: ignore[arg-type]
+        contextlib.aclosing(aiter(connect(source, retry=QUICK))) as connections,  # type: ignore[type-var]
+    ):
+        async for connection in connections:
             seen.append(connection.peer_address)
             await connection.send(b"hello")
             assert await connection.recv() == b"hello"

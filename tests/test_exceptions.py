@@ -7,6 +7,7 @@ import inspect
 import os
 import pickle
 import re
+import sys
 import textwrap
 
 import pytest
@@ -110,9 +111,18 @@ def test_the_kinds_are_told_apart(other: type[HvConnectError]) -> None:
 # -- errors of connecting ----------------------------------------------------------------------------------
 
 
+def strerror(code: int) -> str:
+    if sys.platform == "win32" and code >= 10000:
+        # os.strerror() knows C's errors only.
+        import ctypes
+
+        return ctypes.FormatError(code)
+    return os.strerror(code)
+
+
 def system(code: int) -> str:
     """Return the system's text and name of an error; Windows' names begin with WSA."""
-    return f"{os.strerror(code)} ({errno.errorcode[code]})"
+    return f"{strerror(code)} ({errno.errorcode[code]})"
 
 
 @pytest.mark.parametrize("kind", CONNECT_ERRORS)

@@ -140,6 +140,7 @@ async def test_another_process_can_dial_a_local_address() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello from the other process\n", "")
 
 
+@pytest.mark.linux
 def test_without_loopback_it_is_hybrid_vsock_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "has_loopback", lambda: False)
     with local_address() as address:
@@ -155,6 +156,7 @@ def test_two_local_addresses_differ() -> None:
         assert one != two
 
 
+@pytest.mark.linux
 def test_with_loopback_it_is_cid_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "has_loopback", lambda: True)
     monkeypatch.setattr(testing, "_free_port", lambda: 5000)

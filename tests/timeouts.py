@@ -1,28 +1,42 @@
-"""On Windows, end a test that takes too long, and not the run: what the signal of an alarm does elsewhere.
+"""End a test that takes too long, and not the run, where pytest-timeout by itself does not.
 
-pytest-timeout has only its own thread there, which dumps the stacks and ends the process.
+What the signal of its alarm raises inside a callback, a loop takes for an error of that callback, and goes on. And on
+Windows it has no alarm, only a thread, which dumps the stacks and ends the process.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
 import pytest
+import pytest_timeout  # type: ignore[import-untyped]
 
-__all__: list[str] = []
+__all__ = ["pytest_timeout_set_timer"]
 
 # Seconds after which a test that is not in Python, and so hears no signal, ends the run after all.
-PATIENCE = 20.0
+PATIENCE = 10.0
+
+
+class TimedOut(pytest.fail.Exception, SystemExit):  # type: ignore[name-defined,misc,unused-ignore]
+    """Leaves every loop: a callback's SystemExit is for who runs it."""
+
+
+def _failing(fail: Callable[..., object], *arguments: object) -> None:
+    __tracebackhide__ = True
+    try:
+        fail(*arguments)
+    except pytest.fail.Exception as failure:
+        raise TimedOut(failure.msg) from None
+
 
 if sys.platform == "win32":
     import _thread
-    import signal
-
-    import pytest_timeout
 
     # Nobody else uses it: Ctrl-Break.
     SIGNAL = signal.SIGBREAK
@@ -34,19 +48,23 @@ if sys.platform == "win32":
         def watch() -> None:
             if over.wait(settings.timeout):
                 return
-            deadline = time.monotonic() + PATIENCE
-            while not heard.is_set() and time.monotonic() < deadline:
-                _thread.interrupt_main(SIGNAL)
-                heard.wait(0.05)
-            if not over.wait(deadline - time.monotonic()):
-                pytest_timeout.timeout_timer(item, settings)
+            # Once for the test, and once for what it leaves behind, which may hang as well.
+            for _ in range(2):
+                heard.clear()
+                deadline = time.monotonic() + PATIENCE
+                while not heard.is_set() and time.monotonic() < deadline:
+                    _thread.interrupt_main(SIGNAL)
+                    heard.wait(0.05)
+                if over.wait(max(0, deadline - time.monotonic())):
+                    return
+            pytest_timeout.timeout_timer(item, settings)
 
         def interrupted(number: int, frame: FrameType | None) -> None:
             __tracebackhide__ = True
-            # What is raised inside of a function that C has called comes to nothing.
-            if not _in_callback(frame):
+            # What is raised inside of a function that C has called comes to nothing. And once is enough.
+            if not (heard.is_set() or _in_callback(frame)):
                 heard.set()
-                pytest_timeout.timeout_sigalrm(item, settings)
+                _failing(pytest_timeout.timeout_sigalrm, item, settings)
 
         def cancel() -> None:
             over.set()
@@ -66,4 +84,20 @@ if sys.platform == "win32":
             frame = frame.f_back
         return False
 
-    __all__ += ["pytest_timeout_set_timer"]
+else:
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, Any, Any]:
+        """Start the clock of a test."""
+        result = yield
+        fail = signal.getsignal(signal.SIGALRM)
+
+        def alarm(number: int, frame: FrameType | None) -> None:
+            __tracebackhide__ = True
+            assert callable(fail)
+            _failing(fail, number, frame)
+
+        # Not where the method is another one.
+        if callable(fail):
+            signal.signal(signal.SIGALRM, alarm)
+        return result

@@ -221,6 +221,6 @@ def _kind(address: VsockAddress | HypervAddress | HybridAddress) -> str:
     match address:
         case HybridAddress():
             return "hybrid vsock (a Unix socket with the CONNECT handshake)"
-        case HypervAddress() if sys.platform == "win32":
+        case _ if sys.platform == "win32":
             return "AF_HYPERV"
     return "AF_VSOCK" + (" loopback" if getattr(address, "cid", None) == 1 else "")

@@ -28,9 +28,6 @@ _LIMIT = 2**20
 # Seconds for what has been killed to be gone, so that who cancels finds nothing left.
 _GRACE = 5.0
 
-# Of two that are started at once, Wine now and then refuses one, with error 1359.
-_starting = threading.Lock()
-
 
 class NoAnswer(Exception):
     """One who was asked knows nothing.
@@ -209,15 +206,14 @@ def _started(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes]
 
 
 def _popen(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    with _starting:
-        return subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"WSL_UTF8": "1"},
-            **options,
-        )
+    return subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"WSL_UTF8": "1"},
+        **options,
+    )
 
 
 if sys.platform == "win32":

@@ -16,11 +16,14 @@ __all__ = ["dial", "failure", "listen", "local", "names", "native", "open_socket
 
 
 def _refuse() -> NoReturn:
-    raise HvUnsupportedError(
-        errno.EAFNOSUPPORT,
-        f"this version has no VM sockets on {sys.platform}; it needs Linux with AF_VSOCK, "
-        "or any system with Unix sockets for vsock+unix:// addresses",
-    )
+    if sys.platform == "win32":
+        reason = "Python has no Unix sockets on Windows: vsock+unix:// needs Linux, or another system that has them"
+    else:
+        reason = (
+            f"there are no VM sockets on {sys.platform}: this needs Linux or Windows, "
+            "or any system with Unix sockets for vsock+unix:// addresses"
+        )
+    raise HvUnsupportedError(errno.EAFNOSUPPORT, reason)
 
 
 def native(address: Address) -> Address:

@@ -1,7 +1,7 @@
 """Carry bytes on Windows' Proactor loop, with the socket coroutines that every loop has.
 
-It is the transport of :mod:`.selector`, and keeps its promises. The loop's own would break two of them: when a
-write fails it forgets what has come, and it drops what was read while it is closed for another reason.
+It is the transport of :mod:`.selector`, and keeps its promises. The loop's own would not: when a write fails it
+cancels its read, and forgets what that had brought already (asyncio/proactor_events.py, ``_force_close()``).
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ class Acceptor:
         self._delay: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Start, or go on, accepting."""
-        if not self._active:
+        """Start, or go on, accepting; one whose socket was closed by somebody else does not."""
+        if not self._active and self._sock.fileno() >= 0:
             self._active = True
             self._watcher.add_reader(self._fd, self._accept)
 

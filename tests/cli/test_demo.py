@@ -18,6 +18,10 @@ from ..conftest import LOOPS
 
 COMMAND = [sys.executable, "-W", "error", "-m", "aiohvsock"]
 LOOP_CLASSES = {"asyncio": "asyncio.unix_events._UnixSelectorEventLoop", "uvloop": "uvloop.Loop"}
+CHOICES = list(LOOPS)
+if sys.platform == "win32":
+    LOOP_CLASSES["asyncio"] = "asyncio.windows_events.ProactorEventLoop"
+    CHOICES = ["asyncio"]
 GUID = "0123abcd-4567-89ab-cdef-0123456789ab"
 
 
@@ -41,17 +45,17 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", CHOICES)
 def test_two_processes_talk(loop: str) -> None:
     done = aiohvsock("demo", "--loop", loop)
 
     assert (done.returncode, done.stderr) == (0, "")
-    kind = (
-        "AF_VSOCK loopback"
-        if linux.has_loopback()
-        else "hybrid vsock (a Unix socket with the CONNECT handshake)"
-    )
-    scheme = "vsock" if linux.has_loopback() else r"vsock\+unix"
+    if sys.platform == "win32":
+        kind, scheme = "AF_HYPERV", "hvsock"
+    elif linux.has_loopback():
+        kind, scheme = "AF_VSOCK loopback", "vsock"
+    else:
+        kind, scheme = "hybrid vsock (a Unix socket with the CONNECT handshake)", r"vsock\+unix"
     # Two processes share the output: each one's lines are in order, but not one's among the other's.
     host = [line for line in done.stdout.splitlines() if line.startswith(" host | ")]
     guest = [line for line in done.stdout.splitlines() if line.startswith("guest | ")]
@@ -82,6 +86,7 @@ def test_two_processes_talk(loop: str) -> None:
     assert len(set(processes)) == 2
 
 
+@pytest.mark.linux
 def test_an_interrupt_ends_it_quietly(address: Address) -> None:
     with subprocess.Popen(
         # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
@@ -139,11 +144,23 @@ def test_a_wrong_call_exits_2(arguments: list[str], words: str) -> None:
         (["demo", "vsock://2:x"], "port must be a decimal number"),
         (["demo", "--role", "host", "tcp://2:1"], "unknown scheme 'tcp'"),
         (["demo", "--role", "guest", "vsock://2:4294967296"], "port 4294967296 is outside"),
-        (["demo", "--role", "guest", f"hvsock://any/{GUID}"], "has no counterpart on Linux"),
-        (["demo", "--role", "host", f"hvsock://{GUID}:1"], "has no counterpart on Linux"),
-        (["demo", "--role", "host", "vsock+unix:///missing/v.sock:1"], "its directory does not exist"),
-        (["demo", "--role", "guest", "vsock+unix:///dev/null/v.sock:1"], "Not a directory"),
-        (["demo", "--role", "host", "vsock+unix:///" + "x" * 200 + ":1"], "bytes long"),
+        *(
+            [
+                (["demo", "--role", "guest", "vsock://7:1"], "has no counterpart on Windows"),
+                (["demo", "--role", "host", "vsock://any:any"], "chooses no free service id"),
+            ]
+            if sys.platform == "win32"
+            else [
+                (["demo", "--role", "guest", f"hvsock://any/{GUID}"], "has no counterpart on Linux"),
+                (["demo", "--role", "host", f"hvsock://{GUID}:1"], "has no counterpart on Linux"),
+                (
+                    ["demo", "--role", "host", "vsock+unix:///missing/v.sock:1"],
+                    "its directory does not exist",
+                ),
+                (["demo", "--role", "guest", "vsock+unix:///dev/null/v.sock:1"], "Not a directory"),
+                (["demo", "--role", "host", "vsock+unix:///" + "x" * 200 + ":1"], "bytes long"),
+            ]
+        ),
     ],
 )
 def test_an_address_that_cannot_be_used_exits_1_with_one_line(arguments: list[str], words: str) -> None:
@@ -158,7 +175,9 @@ def test_an_address_that_cannot_be_used_exits_1_with_one_line(arguments: list[st
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("address", "words"),
-    [
+    [("vsock://7:1", "has no counterpart on Windows")]
+    if sys.platform == "win32"
+    else [
         ("vsock+unix:///missing/v.sock:1", "its directory does not exist"),
         ("vsock+unix:///dev/null/v.sock:1", "Not a directory"),
         (f"hvsock://{GUID}:1", "has no counterpart on Linux"),
@@ -177,7 +196,7 @@ def test_the_one_half_does_not_wait_for_the_other_that_failed(address: str, word
 
 
 @pytest.mark.usefixtures("in_a_hurry")
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", CHOICES)
 def test_the_two_halves(address: Address, loop: str, capfd: pytest.CaptureFixture[str]) -> None:
     with ThreadPoolExecutor() as pool:
         host = pool.submit(status, "demo", "--loop", loop, "--role", "host", str(address))
@@ -238,11 +257,11 @@ def test_without_uvloop(
 @pytest.mark.parametrize(
     ("scripts", "result"),
     [
-        (("exit 0", "exit 0"), 0),
-        (("exit 1", "exec sleep 60"), 1),
-        (("exec sleep 60", "exit 1"), 1),
-        (("kill -9 $$", "exec sleep 60"), 9),
-        (("exit 130", "exit 130"), 130),
+        (("exit(0)", "exit(0)"), 0),
+        (("exit(1)", "time.sleep(60)"), 1),
+        (("time.sleep(60)", "exit(1)"), 1),
+        (("os.kill(os.getpid(), 9)", "time.sleep(60)"), 9),
+        (("exit(130)", "exit(130)"), 130),
     ],
 )
 def test_an_agent_that_fails_ends_the_other(
@@ -253,7 +272,7 @@ def test_an_agent_that_fails_ends_the_other(
 
     async def start(*command: str) -> asyncio.subprocess.Process:
         calls.append(command)
-        return await real("sh", "-c", scripts[len(calls) - 1])
+        return await real(sys.executable, "-c", f"import os, time; {scripts[len(calls) - 1]}")
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
 
@@ -262,6 +281,7 @@ def test_an_agent_that_fails_ends_the_other(
     assert calls[0][-1] == calls[1][-1]
 
 
+@pytest.mark.linux
 def test_an_address_for_both_halves_that_fail(capfd: pytest.CaptureFixture[str]) -> None:
     assert status("demo", "vsock+unix:///missing/v.sock:1") == 1
     assert "its directory does not exist" in capfd.readouterr().err
@@ -301,9 +321,11 @@ def test_a_timeout_of_the_systems_is_not_taken_for_the_demos(
 def test_the_kind_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
 
-    assert demo._kind(parse_address("hvsock://parent:1")) == "AF_HYPERV"
+    for text in ("hvsock://parent:1", "vsock://host:1"):
+        assert demo._kind(parse_address(text)) == "AF_HYPERV"
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

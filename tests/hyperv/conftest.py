@@ -1,26 +1,45 @@
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from aiohvsock.hyperv import _hcs, _survey, _wsl
+from aiohvsock.hyperv import _asking, _hcs, _survey, _wsl
 
 from .computecore import Computecore
+from .host import KEY, WSL, A, B, C, Host, powershell, system, vm, wsl
 from .programs import Hanging, Programs, hanging
 
-# Not that of this user's own distributions: who deletes a key there deletes a distribution.
-_KEY = r"SOFTWARE\aiohvsock tests\Lxss"
+_ERROR_INTERNAL_ERROR = 1359
 
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     """A folder of programs, alone on the PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(_asking, "_popen", partial(_start, _asking._popen))
     return Programs(tmp_path)
+
+
+def _start(
+    popen: Callable[..., subprocess.Popen[bytes]], *args: Any, **options: Any
+) -> subprocess.Popen[bytes]:
+    # Of a thousand processes, one or two die in Wine before they have begun.
+    for _ in range(3):
+        try:
+            return popen(*args, **options)
+        except OSError as error:
+            if getattr(error, "winerror", None) != _ERROR_INTERNAL_ERROR:
+                raise
+    return popen(*args, **options)
 
 
 @pytest_asyncio.fixture
@@ -39,37 +58,32 @@ def computecore(monkeypatch: pytest.MonkeyPatch) -> Computecore:
     return found
 
 
-class Host:
-    """A Windows host with all that knows of machines; elsewhere, this system passes for one."""
-
-    def __init__(self, programs: Programs, computecore: Computecore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.programs = programs
-        self.computecore = computecore
-        self._monkeypatch = monkeypatch
-
-    def register(self, distributions: Iterable[str]) -> None:
-        """Set which WSL distributions there are."""
-        if sys.platform == "win32":
-            import winreg
-
-            for number, name in enumerate(distributions):
-                with winreg.CreateKey(winreg.HKEY_CURRENT_USER, f"{_KEY}\\{{{number}}}") as key:
-                    winreg.SetValueEx(key, "DistributionName", 0, winreg.REG_SZ, name)
-        else:
-            names = list(distributions)
-            self._monkeypatch.setattr(_wsl, "registered_distributions", lambda: names)
-
-
 @pytest.fixture
 def host(programs: Programs, computecore: Computecore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(_survey, "_latest", {})
-    monkeypatch.setattr(_wsl, "_LXSS", _KEY)
+    monkeypatch.setattr(_wsl, "_LXSS", KEY)
     if sys.platform != "win32":
         programs.add("wslinfo", "")  # what tells that machines can be asked for here
         monkeypatch.setitem(_survey.SOURCES, "wsl", _wsl.ask_wsl_host)
     yield Host(programs, computecore, monkeypatch)
     if sys.platform == "win32":
-        _delete(_KEY)
+        _delete(KEY)
+
+
+@pytest.fixture
+def full(host: Host) -> Host:
+    """A host with all there is: WSL, a machine of somebody's, and three of Hyper-V's."""
+    host.register(["Ubuntu", "Debian"])
+    wsl(host, WSL)
+    host.computecore.document = json.dumps(
+        [
+            system(WSL, Owner="WSL", State="Running"),
+            system(A, Owner="VMMS", State="Running", Name=str(A)),
+            system(C, Owner="Sandbox", State="Running", Id="sandbox-1"),
+        ]
+    )
+    powershell(host, vm("Web", A), vm("Build", B, "Off"), vm("web", uuid.UUID(int=1)))
+    return host
 
 
 def _delete(path: str) -> None:

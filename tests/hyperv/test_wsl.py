@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import uuid
 
 import pytest
 
@@ -13,11 +12,9 @@ from aiohvsock.hyperv._asking import NoAnswer, Output
 from aiohvsock.hyperv._machine import Answer
 from aiohvsock.hyperv._wsl import ask_wsl, ask_wsl_host
 
-from .conftest import Host
+from .host import LIST, Host
+from .host import WSL as ID
 from .programs import Hanging, Programs
-
-ID = uuid.UUID("8636363d-c5f9-49aa-b507-3b83f98c0d14")
-LIST = ["--list", "--running", "--quiet"]
 
 
 def exec_in(name: str) -> list[str]:

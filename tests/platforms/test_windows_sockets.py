@@ -177,6 +177,22 @@ async def test_the_host_waits_for_a_guest(made: Made) -> None:
     await server.wait_closed()
 
 
+async def test_a_peer_that_closes_without_a_word(address: Address) -> None:
+    """Without shutdown(), its end reads as ERROR_BROKEN_PIPE: an end all the same."""
+    factory = Collecting()
+    async with await create_hv_server(factory, address):
+        transport, protocol = await create_hv_connection(Recorder, address)
+        await factory.count(1)
+        served = factory.made[0].transport
+        assert served is not None
+        provider.break_pipe(transport.get_extra_info("socket"))
+        served.write(b"last")
+        served.abort()
+        assert await protocol.lost is None
+        assert protocol.data == b"last"
+        assert protocol.calls[-2:] == ["eof_received", "connection_lost"]
+
+
 # -- options -----------------------------------------------------------------------------------------------
 
 

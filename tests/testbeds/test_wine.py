@@ -15,7 +15,7 @@ import pytest
 from . import wine
 from .job import MISSING, TIMED_OUT, MissingTool
 
-if "AIOHVSOCK_TESTBED_WINE" not in os.environ:
+if "AIOHVSOCK_TESTBED_WINE" not in os.environ or sys.platform != "linux":
     pytest.skip("AIOHVSOCK_TESTBED_WINE is not set: make test-wine runs it", allow_module_level=True)
 
 pytestmark = pytest.mark.timeout(120)
@@ -97,27 +97,28 @@ def test_who_ends_it_ends_all_of_its_processes(number: signal.Signals) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as testbed:
         assert testbed.stdout is not None
-        prefix = testbed.stdout.readline().strip()
-        assert len(processes_with(f"WINEPREFIX={prefix}")) > 2
+        prefix = Path(testbed.stdout.readline().strip())
+        assert len(wine.processes_of(prefix)) > 2
         testbed.send_signal(number)
 
         assert testbed.wait() == 128 + number
-        assert processes_with(f"WINEPREFIX={prefix}") == []
-        assert not Path(prefix).exists()
+        assert wine.processes_of(prefix) == []
+        assert not prefix.parent.exists()
 
 
-def processes_with(variable: str) -> list[int]:
-    """The processes whose environment has a variable that begins so."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            environment = path.read_bytes()
-        except OSError:  # it has ended, or is another user's
-            continue
-        if any(each.startswith(variable.encode()) for each in environment.split(b"\0")):
-            found.append(int(path.parent.name))
+def test_what_a_run_that_was_killed_has_left_is_removed() -> None:
+    command = [sys.executable, "-m", "tests.testbeds.wine", "--no-provider", "--", "-c"]
+    script = "import os, time; print(os.environ['WINEPREFIX'], flush=True); time.sleep(100)"
+    with subprocess.Popen([*command, script], stdout=subprocess.PIPE, text=True) as testbed:
+        assert testbed.stdout is not None
+        prefix = Path(testbed.stdout.readline().strip())
+        testbed.kill()
+    assert wine.processes_of(prefix)
 
-    return found
+    assert run("-c", "print('another')") == (0, "another\n")
+
+    assert wine.processes_of(prefix) == []
+    assert not prefix.parent.exists()
 
 
 def test_two_at_once_do_not_disturb_each_other() -> None:

@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from .job import (
     DEFAULT_TIMEOUT,
@@ -269,12 +269,15 @@ def find_template(wine: str) -> Path:
     return made_once(CACHE / "wine-prefix" / name, "a WINEPREFIX", make)
 
 
+# -- what is made for each run -----------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def prefix_of_its_own(wine: str) -> Iterator[Path]:
     """A fresh WINEPREFIX, and with it a registry and a wineserver, that no other run shares."""
     template = find_template(wine)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="wine-run-", ignore_cleanup_errors=True) as name:
-        prefix = Path(name) / "prefix"
+    with directory_of_its_own() as directory:
+        prefix = directory / "prefix"
         prefix.mkdir()
         for path in template.iterdir():
             if path.is_dir():
@@ -288,14 +291,63 @@ def prefix_of_its_own(wine: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def directory_of_its_own() -> Iterator[Path]:
+    """A temporary directory in the cache; those of runs that were killed are removed, with what still runs there."""
+    with (CACHE / "wine-run.lock").open("w") as everybody, contextlib.ExitStack() as stack:
+        flock(everybody)
+        for each in CACHE.glob("wine-run-*/"):
+            # One that just ends removes its own.
+            with contextlib.suppress(FileNotFoundError), (each / "lock").open("w") as lock:
+                if flock(lock, wait=False):
+                    with stopping_wineserver(each / "prefix"):
+                        pass
+                    shutil.rmtree(each, ignore_errors=True)
+
+        name = tempfile.TemporaryDirectory(dir=CACHE, prefix="wine-run-", ignore_cleanup_errors=True)
+        directory = Path(stack.enter_context(name))
+        flock(stack.enter_context((directory / "lock").open("w")))
+        everybody.close()
+        yield directory
+
+
+def flock(file: IO[str], wait: bool = True) -> bool:
+    """Lock a file for as long as it is open and this process lives; false if another has it locked."""
+    import fcntl  # not at the top: Windows imports this module, too
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+
+    return True
+
+
+@contextlib.contextmanager
 def stopping_wineserver(prefix: Path) -> Iterator[None]:
-    """With the server of a prefix all its processes end: also those that left the process group."""
+    """With the server of a prefix all its processes end, also those that left the process group."""
     try:
         yield
     finally:
         subprocess.run(
             ["wineserver", "--kill"], env=wine_environment(prefix), stderr=subprocess.DEVNULL, check=False
         )
+        # But for those that have not called it yet, or whose server was itself killed.
+        for pid in processes_of(prefix):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(prefix: Path) -> list[int]:
+    """The processes that run in a WINEPREFIX."""
+    variable = f"WINEPREFIX={prefix}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        # It may have ended, or be another user's.
+        with contextlib.suppress(OSError):
+            if variable in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,8 +33,8 @@ from ..descriptors import open_sockets
 from ..helpers import Recorder, new_socket, sockaddr
 from ..messages.peers import NAME, catch, contexts, turns, until
 from ..test_server import Collecting
-from ..testbeds import provider
 from ..testbeds.provider.testing import Made, making
+from .test_proactor import emulated
 from .test_watching import Passes
 
 pytestmark = pytest.mark.asyncio(loop_factories=["proactor"])
@@ -314,19 +314,21 @@ async def test_clients_that_die_never_stop_the_listener(address: Address) -> Non
 async def test_a_listening_socket_that_the_user_closes(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is over, said once, and costs the other servers nothing."""
+    """It is over, said once, and costs nobody else anything."""
     monkeypatch.setattr(readiness, "_ACCEPT_DELAY", 0)
     reports = catch()
     factory = Collecting()
-    async with (
-        serving(Recorder, HypervAddress("loopback", random_port())) as server,
-        serving(factory, address),
-    ):
+    broken = HypervAddress("loopback", random_port())
+    async with serving(Recorder, broken) as server, serving(factory, address):
+        served, client = await create_hv_connection(Recorder, broken)
         server.sockets[0].close()
-        for _ in range(20):
+        for number in range(20):
             transport, protocol = await create_hv_connection(Recorder, address)
             transport.close()
             await protocol.lost
+            if number == 10:  # of which the server makes room for others
+                served.close()
+                await client.lost
         assert len(reports) == 1
 
 
@@ -336,7 +338,7 @@ async def test_a_machine_that_stops_while_it_is_served(address: Address) -> None
         for number in range(1, 11):
             _, protocol = await create_hv_connection(Recorder, address)
             await factory.count(number)
-            provider.reset()
+            emulated().reset()
             assert isinstance(await protocol.lost, ConnectionResetError)
             assert isinstance(await factory.made[-1].lost, ConnectionResetError)
 

@@ -206,13 +206,13 @@ async def test_start_tls_after_the_peers_end_fails_at_once(address: Address) -> 
 
 
 async def test_the_loops_own_start_tls(address: Address) -> None:
-    """asyncio's takes our transports; uvloop's takes none but its own, which is why streams have theirs."""
+    """asyncio's takes our transports; uvloop's and winloop's take none but their own, which is why streams have theirs."""
     server_context, client_context = contexts()
     loop = asyncio.get_running_loop()
     async with await start_hv_server(echo, address, ssl=server_context):
         transport, protocol = await create_hv_connection(Recorder, address)
         upgrade = loop.start_tls(transport, protocol, client_context, server_hostname="guest.example")
-        if type(loop).__module__ == "uvloop":
+        if type(loop).__module__ in ("uvloop", "winloop"):
             with pytest.raises(TypeError):
                 await upgrade
             transport.abort()
