@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
+from aiohvsock.framing import room as module
 from aiohvsock.framing.room import Room
+
+
+@pytest.fixture(autouse=True)
+def no_spare() -> None:
+    module._spare.clear()
 
 
 def test_what_is_written_to_it_is_taken_out() -> None:
     room = Room(5)
     view = room.getbuffer()
-    assert (len(view), view.readonly, bytes(view)) == (5, False, bytes(5))
+    assert (len(view), view.readonly, view.nbytes) == (5, False, 5)
     view[:] = b"hello"
 
     assert room.take(view) == b"hello"
@@ -47,6 +53,57 @@ def test_a_view_that_is_exported_is_no_obstacle() -> None:
         view.release()
     assert room.take(view) == b"abc"
     held.release()
+
+
+def filled(size: int, with_byte: bytes) -> tuple[Room, memoryview]:
+    room = Room(size)
+    view = room.getbuffer()
+    view[:] = with_byte * size
+    return room, view
+
+
+def test_the_next_payload_is_received_where_the_last_one_was() -> None:
+    room, view = filled(1000, b"a")
+    used = id(view.obj)
+    first = room.take(view)
+
+    room, view = filled(10, b"b")
+    assert id(view.obj) == used
+    assert (room.take(view), first) == (b"b" * 10, b"a" * 1000)
+
+    room, view = filled(1001, b"c")
+    assert id(view.obj) != used
+    assert room.take(view) == b"c" * 1001
+
+
+def test_two_at_once_are_apart() -> None:
+    room, view = filled(100, b"x")
+    room.take(view)
+
+    first, first_view = filled(100, b"a")
+    second, second_view = filled(100, b"b")
+    assert second.take(second_view) == b"b" * 100
+    assert first.take(first_view) == b"a" * 100
+    assert len(module._spare) == 1
+
+
+def test_room_that_somebody_has_a_view_of_is_not_used_again() -> None:
+    for hold in (lambda view: view[1:], memoryview, PickleBuffer):
+        room, view = filled(3, b"a")
+        held = hold(view)
+        room.take(view)
+
+        room, view = filled(3, b"b")
+        with memoryview(held) as other:
+            other[:] = b"x" * len(other)
+        assert room.take(view) == b"bbb"
+        module._spare.clear()
+
+
+def test_a_very_large_one_is_not_kept() -> None:
+    room, view = filled(module._LARGEST_SPARE + 1, b"a")
+    room.take(view)
+    assert module._spare == []
 
 
 def test_garbage_is_collected_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
