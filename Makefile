@@ -3,12 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-wine test-vm demo-vm lint types fuzz bench coverage clean
+.PHONY: help demo test test-windows test-vm demo-vm lint types fuzz bench coverage clean
 
 help:
 	@echo "make demo     a host agent and a guest agent talk over a VM socket, on this machine"
 	@echo "make test     the tests, on hybrid vsock here and on AF_VSOCK in User Mode Linux"
-	@echo "make test-wine  the tests on AF_HYPERV: Windows' own Python, under Wine"
+	@echo "make test-windows  the tests on AF_HYPERV: Windows' own Python, under Wine"
 	@echo "make test-vm  the tests between a host and a guest: two kernels in QEMU"
 	@echo "make demo-vm  the demo between these two kernels"
 	@echo "make fuzz     bytes that nobody would send, to all that reads them: FUZZ_SECONDS=60 for each target"
@@ -22,9 +22,9 @@ test: .venv/.have-test
 	AIOHVSOCK_KIND=hybrid $(BIN)/python -m pytest
 	sh scripts/test-uml.sh
 
-test-wine: .venv/.have-test
+test-windows: .venv/.have-test
 	@sh scripts/packages.sh wine wine64
-	sh scripts/test-wine.sh
+	sh scripts/test-windows.sh
 
 test-vm: .venv/.have-test
 	@sh scripts/packages.sh qemu-system-x86 busybox-static

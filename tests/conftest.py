@@ -75,7 +75,7 @@ else:
 collect_ignore = ["platforms/test_linux.py", "platforms/test_hybrid.py"] if sys.platform == "win32" else []
 
 CURES = {
-    "hyperv": "needs AF_HYPERV: Windows with Hyper-V, or make test-wine on Linux",
+    "hyperv": "needs AF_HYPERV: Windows with Hyper-V, or make test-windows on Linux",
     "vsock": "needs AF_VSOCK loopback: make test runs it in User Mode Linux",
     "linux": "needs what Windows does not have: make test runs it on Linux",
 }

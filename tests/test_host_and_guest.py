@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 if sys.platform != "win32":
-    pytest.skip("needs AF_HYPERV between two partitions: make test-wine has them", allow_module_level=True)
+    pytest.skip("needs AF_HYPERV between two partitions: make test-windows has them", allow_module_level=True)
 
 from aiohvsock.hyperv import register_service, unregister_service
 
@@ -20,7 +20,7 @@ from .testbeds import provider
 EXAMPLES = Path(__file__).parents[1] / "examples" / "host_and_guest"
 
 pytestmark = pytest.mark.skipif(
-    "AIOHVSOCK_PROVIDER" not in os.environ, reason="needs a guest: make test-wine has one"
+    "AIOHVSOCK_PROVIDER" not in os.environ, reason="needs a guest: make test-windows has one"
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 import aiohvsock
 from aiohvsock import Address, ConnectionClosedOK, HvConnectionRefused
 
-winloop = pytest.importorskip("winloop", reason="needs winloop: make test-wine has it")
+winloop = pytest.importorskip("winloop", reason="needs winloop: make test-windows has it")
 
 
 async def echo(connection: aiohvsock.MessageConnection[bytes]) -> None:

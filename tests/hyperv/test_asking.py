@@ -18,7 +18,7 @@ from aiohvsock.hyperv._asking import NoAnswer, in_thread, program, run
 from .programs import Hanging, Programs
 
 on_windows = pytest.mark.skipif(
-    sys.platform != "win32", reason="needs the PATH of Windows: make test-wine runs it under Wine"
+    sys.platform != "win32", reason="needs the PATH of Windows: make test-windows runs it under Wine"
 )
 
 

@@ -85,7 +85,7 @@ def test_a_system_without_it() -> None:
     assert caught.value.absent
 
 
-@pytest.mark.skipif(sys.platform != "win32", reason="needs a DLL: make test-wine runs it under Wine")
+@pytest.mark.skipif(sys.platform != "win32", reason="needs a DLL: make test-windows runs it under Wine")
 def test_what_frees_is_windows_own() -> None:
     kernel32, local_free = _hcs.library("kernel32.dll")
     kernel32.LocalAlloc.argtypes = [ctypes.c_uint, ctypes.c_size_t]

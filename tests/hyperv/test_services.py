@@ -28,7 +28,7 @@ A, B, C = (uuid.UUID(f"{letter * 8}-1111-2222-3333-444455556666") for letter in 
 PODMAN = "0000A1B2-FACB-11E6-BD58-64006A7986D3"
 
 on_windows = pytest.mark.skipif(
-    sys.platform != "win32", reason="needs the registry of Windows: make test-wine runs it under Wine"
+    sys.platform != "win32", reason="needs the registry of Windows: make test-windows runs it under Wine"
 )
 elsewhere = pytest.mark.skipif(sys.platform == "win32", reason="is about other systems: make test runs it")
 
@@ -153,7 +153,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         add(key)
     except subprocess.CalledProcessError:
         pytest.skip(
-            "may not write to the registry: run the tests as administrator, or make test-wine on Linux"
+            "may not write to the registry: run the tests as administrator, or make test-windows on Linux"
         )
     delete(key)
     monkeypatch.setattr(registry, "KEY", key)
@@ -253,7 +253,7 @@ def test_the_place_and_the_values_are_those_that_hyper_v_reads() -> None:
     try:
         made = register_service(f"Test {mine}x", mine)
     except HvPermissionError:
-        pytest.skip("may not register services: run the tests as administrator, or make test-wine on Linux")
+        pytest.skip("may not register services: run the tests as administrator, or make test-windows on Linux")
     try:
         assert made == Service(mine, f"Test {mine}x", "aiohvsock")
         assert query(rf"{key}\{mine}") == {

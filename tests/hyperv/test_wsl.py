@@ -200,7 +200,7 @@ async def test_cancelling_it_while_several_hang(host: Host, hung: Hanging) -> No
 # -- its registry ------------------------------------------------------------------------------------------
 
 on_windows = pytest.mark.skipif(
-    sys.platform != "win32", reason="needs the registry of Windows: make test-wine runs it under Wine"
+    sys.platform != "win32", reason="needs the registry of Windows: make test-windows runs it under Wine"
 )
 
 

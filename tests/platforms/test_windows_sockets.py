@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 if sys.platform != "win32":
-    pytest.skip("needs AF_HYPERV: make test-wine runs it under Wine", allow_module_level=True)
+    pytest.skip("needs AF_HYPERV: make test-windows runs it under Wine", allow_module_level=True)
 
 from aiohvsock import (
     Address,

@@ -152,11 +152,12 @@ def supervise(
     log: Path,
     timeout: float = DEFAULT_TIMEOUT,
     output: BinaryIO | None = None,
+    needed: int | None = None,
 ) -> int:
     """Pass the command's output on until its verdict, end the machine with its whole process group, and return the status.
 
     `console` is the reading end of the command's output, `log` the file with what the machine itself said. The machine must
-    lead its own process group.
+    lead its own process group. `needed` is the pidfd of another process, without which no verdict is to be believed.
     """
     output = sys.stdout.buffer if output is None else output
     verdict = Verdict(token)
@@ -167,9 +168,13 @@ def supervise(
         with selectors.DefaultSelector() as selector:
             selector.register(console, selectors.EVENT_READ)
             selector.register(exited, selectors.EVENT_READ)
+            if needed is not None:
+                selector.register(needed, selectors.EVENT_READ)
 
             while verdict.status is None:
                 ready = {key.fd for key, _ in selector.select(deadline - time.monotonic())}
+                if needed in ready:
+                    break
                 if console.fileno() in ready:
                     # The console outlives the machine's main process where a helper of it still has the other end.
                     if data := console.read(2**16):

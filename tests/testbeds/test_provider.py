@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 if sys.platform != "win32":
-    pytest.skip("needs Windows' CPython: make test-wine runs it under Wine", allow_module_level=True)
+    pytest.skip("needs Windows' CPython: make test-windows runs it under Wine", allow_module_level=True)
 
 from . import provider
 from .provider.testing import Made, error_of, making, outcome, service

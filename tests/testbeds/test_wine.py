@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
 from . import wine
-from .job import MISSING, TIMED_OUT, MissingTool
+from .job import FAILED, MISSING, TIMED_OUT, MissingTool
 
 if "AIOHVSOCK_TESTBED_WINE" not in os.environ or sys.platform != "linux":
-    pytest.skip("AIOHVSOCK_TESTBED_WINE is not set: make test-wine runs it", allow_module_level=True)
+    pytest.skip("AIOHVSOCK_TESTBED_WINE is not set: make test-windows runs it", allow_module_level=True)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -72,6 +73,35 @@ def test_files_and_registry_are_gone_with_it() -> None:
 
     for _ in range(2):
         assert run("-c", script) == (0, "False False\nmade\n")
+
+
+@pytest.mark.parametrize("then", ["input()", "pass"])
+def test_the_end_of_its_server_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], then: str
+) -> None:
+    # A failed assertion of its own can end it. What waits inside waits for ever then; what ends has status 0.
+    servers: list[int] = []
+    start_wineserver = wine.start_wineserver
+
+    def told(prefix: Path, log: BinaryIO) -> int:
+        server = start_wineserver(prefix, log)
+        servers.append(server)
+        return server
+
+    class Console(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if b"started" in data:
+                signal.pidfd_send_signal(servers[0], signal.SIGABRT)
+            return super().write(data)
+
+    monkeypatch.setattr(wine, "start_wineserver", told)
+    waits = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{then}'])"
+
+    assert (
+        wine.run(["-c", f"print('started'); {waits}"], timeout=100, provider=False, output=Console())
+        == FAILED
+    )
+    assert "ended without a verdict" in capfd.readouterr().err
 
 
 def test_the_timeout_ends_it(capfd: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,7 @@ def run(
         token = f"verdict-{secrets.token_hex(16)}"
 
         with log.open("wb") as log_file:
+            server = start_wineserver(prefix, log_file)
             machine = subprocess.Popen(
                 # CPython for Windows can start only on pipes here, not on /dev/null or files.
                 ["sh", "-c", '"$@" 2>&1; echo "$0$?"', token, wine, str(home / "python.exe"), *command],
@@ -112,7 +113,12 @@ def run(
         assert machine.stdin is not None and machine.stdout is not None
         machine.stdin.close()
         with machine.stdout as console:
-            return supervise(machine, console, token, log=log, timeout=timeout, output=output)
+            try:
+                return supervise(
+                    machine, console, token, log=log, timeout=timeout, output=output, needed=server
+                )
+            finally:
+                os.close(server)
 
 
 def windows_environment(home: Path, prefix: Path) -> dict[str, str]:
@@ -320,6 +326,15 @@ def flock(file: IO[str], wait: bool = True) -> bool:
         return False
 
     return True
+
+
+def start_wineserver(prefix: Path, log: BinaryIO) -> int:
+    """Start the server of a prefix, to run until it is killed, and return a descriptor that is readable when it ended."""
+    subprocess.run(["wineserver", "--persistent"], env=wine_environment(prefix), stderr=log, check=True)
+    # It is in the background by now; nothing else runs here yet.
+    (pid,) = processes_of(prefix)
+
+    return os.pidfd_open(pid)
 
 
 @contextlib.contextmanager

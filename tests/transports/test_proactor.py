@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 if sys.platform != "win32":
-    pytest.skip("needs Windows' Proactor loop: make test-wine runs it under Wine", allow_module_level=True)
+    pytest.skip("needs Windows' Proactor loop: make test-windows runs it under Wine", allow_module_level=True)
 
 from aiohvsock import create_hv_connection, create_hv_server
 from aiohvsock.transports.proactor import ProactorTransport
@@ -34,7 +34,7 @@ ENDS = {"end": None, "broken pipe": None, "reset": ConnectionResetError}
 def emulated() -> Any:
     """Return the provider, which does to a connection what else takes a virtual machine."""
     if not provider.installed():
-        pytest.skip("needs the emulated AF_HYPERV: make test-wine has it")
+        pytest.skip("needs the emulated AF_HYPERV: make test-windows has it")
     return provider
 
 

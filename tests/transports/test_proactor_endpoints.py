@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 if sys.platform != "win32":
-    pytest.skip("needs Windows' Proactor loop: make test-wine runs it under Wine", allow_module_level=True)
+    pytest.skip("needs Windows' Proactor loop: make test-windows runs it under Wine", allow_module_level=True)
 
 from aiohvsock import (
     Address,

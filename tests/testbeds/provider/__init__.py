@@ -23,7 +23,7 @@ from pathlib import Path
 from uuid import UUID
 
 if sys.platform != "win32":
-    raise ImportError("the provider is for Wine: make test-wine runs what needs it")
+    raise ImportError("the provider is for Wine: make test-windows runs what needs it")
 
 from .provider import Provider
 from .table import HOST, Kind, Machine, Machines, Table

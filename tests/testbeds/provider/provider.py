@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from uuid import UUID, uuid4
 
 if sys.platform != "win32":
-    raise ImportError("the provider is for Wine: make test-wine runs what needs it")
+    raise ImportError("the provider is for Wine: make test-windows runs what needs it")
 
 from . import winsock
 from .carrying import Carrying

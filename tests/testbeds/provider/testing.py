@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 if sys.platform != "win32":
-    raise ImportError("the provider is for Wine: make test-wine runs what needs it")
+    raise ImportError("the provider is for Wine: make test-windows runs what needs it")
 
 import winreg
 
