@@ -224,7 +224,7 @@ async def create_hv_server(
         protocol_factory: called without arguments for each connection; returns its protocol.
         address: where to listen, as a value or as text. The port ``any`` lets the system choose one. Of several,
             those that this machine has nothing for are left out: one server serves a VM of every make. An async
-            callable, such as :func:`aiohvsock.hyperv.machine_address`, is asked every few seconds, and what it gives
+            callable, such as :func:`aiohvsock.hyperv.machine_address`, is asked every minute, and what it gives
             is followed: connections that are open stay open, the other addresses are not touched.
         sock: instead of ``address``, a bound stream socket. It is owned by the server from here on. Its options are
             yours to set: ``buffer_size``, ``connected_suspend`` and ``socket_options`` are for ``address``.

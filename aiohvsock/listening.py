@@ -20,8 +20,10 @@ AddressSource: TypeAlias = Callable[[], Awaitable[AddressLike]]
 
 ListenOn: TypeAlias = AddressLike | AddressSource | Iterable[AddressLike | AddressSource]
 
-# Seconds between two looks at where a followed machine is now.
+# Seconds between two looks for a followed machine that is not there, and for one that may have moved. Whoever asks WSL
+# for its id keeps it from stopping when nobody uses it, which it does after a quarter of a minute.
 _LOOK = 5.0
+_LOOK_AGAIN = 60.0
 
 
 class FollowedListener:
@@ -75,7 +77,7 @@ class FollowedListener:
     async def follow(self, server: HvServer) -> None:
         """Listen where the machine is, until cancelled."""
         while server.is_open:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_LOOK if self.listener is None else _LOOK_AGAIN)
             before = self.listener
             try:
                 if await self.look():

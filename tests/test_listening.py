@@ -48,6 +48,7 @@ QUICK = Retry(delay=0.001, max_delay=0.001)
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "_LOOK", 0.001)
+    monkeypatch.setattr(listening, "_LOOK_AGAIN", 0.001)
 
 
 def another(address: Address, number: int = 1) -> Address:
@@ -151,6 +152,25 @@ async def refuses(address: Address) -> None:
 
 
 # -- listening where a machine is --------------------------------------------------------------------------
+
+
+async def test_one_that_is_there_is_asked_for_less_often(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Asking WSL keeps it from stopping.
+    monkeypatch.setattr(listening, "_LOOK_AGAIN", 3600)
+    source = Source(GONE)
+    async with listening_on([source, another(address)]) as (server, _):
+        await source.asked_again()
+        source.where = address
+        while not any(each == address for each in server.addresses):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(listening, "_LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(listening, "_LOOK", 3600)
+    source = Source(address)
+    async with listening_on(source):
+        await source.asked_again()
 
 
 async def test_an_address_that_changes(address: Address) -> None:
