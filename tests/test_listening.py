@@ -160,11 +160,8 @@ async def test_one_that_is_there_is_asked_for_less_often(
     # Asking WSL keeps it from stopping.
     monkeypatch.setattr(listening, "_LOOK_AGAIN", 3600)
     source = Source(GONE)
-    async with listening_on([source, another(address)]) as (server, _):
+    async with listening_on([source, another(address)]):
         await source.asked_again()
-        source.where = address
-        while not any(each == address for each in server.addresses):
-            await asyncio.sleep(0)
 
     monkeypatch.setattr(listening, "_LOOK_AGAIN", 0.001)
     monkeypatch.setattr(listening, "_LOOK", 3600)
