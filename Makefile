@@ -42,7 +42,7 @@ lint: .venv/.have-lint
 types: .venv/.have-types
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 --python-version 3.12 --follow-imports silent --cache-dir .mypy_cache/windows \
-		aiohvsock/platforms/windows.py aiohvsock/platforms/registry.py aiohvsock/hyperv \
+		aiohvsock/platforms/windows.py aiohvsock/platforms/registry.py aiohvsock/hyperv aiohvsock/cli/doctor \
 		aiohvsock/transports/proactor.py aiohvsock/transports/watching.py tests/testbeds/provider
 
 FUZZ_SECONDS ?= 60

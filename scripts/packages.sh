@@ -7,6 +7,7 @@ for package in "$@"; do
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    exec 9<"$0" && flock 9  # one at a time: apt-get does not wait for another
     echo "installing$missing"
     apt-get -qq update
     # shellcheck disable=SC2086  # a list of names

@@ -1,4 +1,4 @@
-"""The command line: ``aiohvsock demo``.
+"""The command line: ``aiohvsock demo`` and ``aiohvsock doctor``.
 
 Data goes to stdout, words about it to stderr; the exit status is 0, 1 for a failure, 2 for a wrong call.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..exceptions import HvError
-from . import demo
+from . import demo, doctor
 
 __all__ = ["main"]
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo.add_parser(commands)
+    doctor.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
         status = arguments.run(arguments)

@@ -28,6 +28,9 @@ from ..helpers import new_socket, sockaddr
 COMMAND = [sys.executable, "-W", "error", "-m", "aiohvsock", "doctor"]
 KIND = "AF_HYPERV" if sys.platform == "win32" else "hybrid vsock"
 
+ROOT = Path(__file__).parents[2]
+WORKFLOW = ROOT / ".github/workflows/windows.yml"
+
 # What no doctor does: any of it ends the program.
 FORBIDDEN = """
 import socket, sys
@@ -44,8 +47,11 @@ from aiohvsock.cli.doctor import linux
 """
 
 
+Doctored = Callable[..., tuple[object, str]]
+
+
 @pytest.fixture
-def doctored(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
+def doctored(capsys: pytest.CaptureFixture[str]) -> Doctored:
     """Runs the doctor in this process; returns its exit status and what it has printed."""
 
     def run(*arguments: str) -> tuple[object, str]:
@@ -56,9 +62,6 @@ def doctored(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, 
         return caught.value.code, output.out
 
     return run
-
-
-Doctored = Callable[..., tuple[object, str]]
 
 
 @pytest.fixture
@@ -287,6 +290,14 @@ def test_an_address_that_is_none(doctored: Doctored) -> None:
     assert "'two'" in report
 
 
+def test_a_loop_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, installed._FASTER, None)
+    found = asyncio.run(installed.versions())[-1]
+
+    assert (found.status, found.name) == ("skip", installed._FASTER)
+    assert not set(installed.loops()) & {"uvloop", "winloop"}
+
+
 # -- Linux -------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +396,7 @@ def test_rights(monkeypatch: pytest.MonkeyPatch, groups: set[str], status: str, 
     assert (found.status, found.text) == (status, text)
 
 
-@pytest.mark.skipif(sys.platform != "win32", reason="needs Windows: make test-wine runs it under Wine")
+@pytest.mark.skipif(sys.platform != "win32", reason="needs Windows: make test-windows runs it under Wine")
 def test_membership() -> None:
     everyone, nobody = "S-1-1-0", "S-1-0-0"
 
@@ -418,3 +429,23 @@ def test_a_registry_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert found.status == "fail"
     assert found.text.endswith("as administrator")
+
+
+# -- the workflow that runs it on hosted Windows -----------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not WORKFLOW.exists(), reason="needs the repository: a source distribution has no workflows"
+)
+def test_no_test_of_the_workflow_puts_the_emulator_in_the_place_of_windows() -> None:
+    emulating = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "tests").rglob("*.py")
+        if "testbeds" not in path.parts
+        and re.search(r"^from .*provider\.testing import", path.read_text("utf-8"), re.MULTILINE)
+    ]
+    ignored = re.findall(r"--ignore (\S+)", WORKFLOW.read_text("utf-8"))
+
+    assert emulating
+    assert {"tests/testbeds", *emulating} <= set(ignored)
+    assert all((ROOT / path).exists() for path in ignored)
