@@ -119,12 +119,14 @@ class Provider:
 
     def _socket(self, family: int, kind: int, protocol: int, info: int | None, group: int, flags: int) -> int:
         if family != winsock.AF_HYPERV:
-            return real("WSASocketW", family, kind, protocol, info, group, flags)
+            return self._fresh(real("WSASocketW", family, kind, protocol, info, group, flags))
         if kind != winsock.SOCK_STREAM:
             raise WinsockError(winsock.WSAESOCKTNOSUPPORT)
         if protocol != winsock.HV_PROTOCOL_RAW:
             raise WinsockError(winsock.WSAEPROTONOSUPPORT)
-        handle = real("WSASocketW", winsock.AF_INET, kind, winsock.IPPROTO_TCP, None, group, flags)
+        handle = self._fresh(
+            real("WSASocketW", winsock.AF_INET, kind, winsock.IPPROTO_TCP, None, group, flags)
+        )
         if handle != INVALID_SOCKET:
             # TCP would hold small pieces back for 40 ms, and take megabytes. Accepted sockets inherit these.
             for level, option, value in (
@@ -182,9 +184,9 @@ class Provider:
     def _accept(self, handle: int, name: int | None, length: int | None) -> int:
         sock = self._sockets.get(handle)
         if sock is None:
-            return real("accept", handle, name, length)
+            return self._fresh(real("accept", handle, name, length))
         while True:
-            accepted = real("accept", handle, None, None)
+            accepted = self._fresh(real("accept", handle, None, None))
             if accepted == INVALID_SOCKET:
                 return INVALID_SOCKET
             connection = self._table.connection(winsock.tcp_peer_port(accepted))
@@ -327,8 +329,12 @@ class Provider:
 
     def _closesocket(self, handle: int) -> int:
         # First, for the number can be another socket's at once.
+        return real("closesocket", self._fresh(handle))
+
+    def _fresh(self, handle: int) -> int:
+        """Forget who had a handle: a loop such as winloop closes what it was given with a Winsock of its own."""
         with self._lock:
             sock = self._sockets.pop(handle, None)
             if sock is not None:
                 sock.release()
-        return real("closesocket", handle)
+        return handle
