@@ -97,4 +97,5 @@ def listening_socket(
 def _labelled(sock: socket.socket) -> socket.socket:
     if sys.platform == "linux" and sock.family == socket.AF_VSOCK:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=sock.detach())
+        sock.setblocking(False)  # which Python keeps with the object
     return sock
