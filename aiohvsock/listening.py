@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeAlias, cast
 
@@ -20,7 +21,7 @@ AddressSource: TypeAlias = Callable[[], Awaitable[AddressLike]]
 
 ListenOn: TypeAlias = AddressLike | AddressSource | Iterable[AddressLike | AddressSource]
 
-# Seconds between two looks for a followed machine that is not there, and for one that may have moved. Whoever asks WSL
+# Seconds between two looks after one that found nothing, and for a machine that may have moved. Whoever asks WSL
 # for its id keeps it from stopping when nobody uses it, which it does after a quarter of a minute.
 _LOOK = 5.0
 _LOOK_AGAIN = 60.0
@@ -63,7 +64,8 @@ class FollowedListener:
         except HvAddressError as error:
             self._lose(error)
         except HvConnectError as error:
-            if error.operation != "listen" and before is not None:
+            # A machine that is known, and stopped, is no more there than one that is not known.
+            if error.operation != "listen" and error.errno != errno.EHOSTUNREACH and before is not None:
                 raise
             self._lose(error)
         return self.listener is not before
@@ -77,7 +79,7 @@ class FollowedListener:
     async def follow(self, server: HvServer) -> None:
         """Listen where the machine is, until cancelled."""
         while server.is_open:
-            await asyncio.sleep(_LOOK if self.listener is None else _LOOK_AGAIN)
+            await asyncio.sleep(_LOOK if self._said is not None else _LOOK_AGAIN)
             before = self.listener
             try:
                 if await self.look():
@@ -89,11 +91,19 @@ class FollowedListener:
                     except BaseException:
                         self.listener = self._address = None  # to try again
                         raise
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 # It may well be over the next time, and what listens goes on.
                 if str(error) != self._said:
                     logger.error("looking where %s is failed", self._source, exc_info=error)
                 self._said = str(error)
+
+
+def _is_cancelled() -> bool:
+    """Whether a CancelledError is for the task that runs, and not for another, that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def bind_all(listen_on: ListenOn, options: Options) -> Sequence[Listener | FollowedListener]:

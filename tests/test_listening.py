@@ -38,6 +38,7 @@ from .test_server import Collecting
 __all__ = ["no_task_left"]
 
 GONE = HvAddressError("no machine is called 'guest'")
+STOPPED = HvConnectError(errno.EHOSTUNREACH, "find machine 'guest'", detail="it is stopped", transient=True)
 NO_ANSWER = HvConnectError(errno.EAGAIN, "find machine 'guest'", transient=True)
 DENIED = HvPermissionError(errno.EACCES, "find machine 'guest'", hint="ask an administrator")
 UNSUPPORTED = HvUnsupportedError(errno.ENOSYS, "there are no machines here")
@@ -89,7 +90,7 @@ class Source:
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        if isinstance(where, Exception):
+        if isinstance(where, BaseException):
             raise where
         return where
 
@@ -164,9 +165,18 @@ async def test_one_that_is_there_is_asked_for_less_often(
         await source.asked_again()
 
     monkeypatch.setattr(listening, "_LOOK_AGAIN", 0.001)
-    monkeypatch.setattr(listening, "_LOOK", 3600)
     source = Source(address)
     async with listening_on(source):
+        await source.asked_again()
+        # What it could not find out it finds out soon.
+        source.where = NO_ANSWER
+        await source.asked_again()
+        monkeypatch.setattr(listening, "_LOOK_AGAIN", 3600)
+        await source.asked_again(2)
+        monkeypatch.setattr(listening, "_LOOK_AGAIN", 0.001)
+        source.where = address
+        await source.asked_again()
+        monkeypatch.setattr(listening, "_LOOK", 3600)
         await source.asked_again()
 
 
@@ -202,12 +212,15 @@ async def test_nothing_happens_while_it_stays(address: Address, caplog: pytest.L
         assert not of_ours(caplog, logging.DEBUG)
 
 
-async def test_a_machine_that_goes_and_comes_back(address: Address, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("gone", [GONE, STOPPED])
+async def test_a_machine_that_goes_and_comes_back(
+    address: Address, gone: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     source = Source(address)
     async with listening_on(source) as (server, factory):
         client = await joined(factory, address)
         for _ in range(2):
-            await source.moved(GONE)
+            await source.moved(gone)
             assert not server.addresses
             assert not server.sockets
             assert server.address is None
@@ -216,7 +229,7 @@ async def test_a_machine_that_goes_and_comes_back(address: Address, caplog: pyte
             await source.asked_again(3)
             (record,) = of_ours(caplog)  # once is enough
             assert str(source) in record.getMessage()
-            assert str(GONE) in record.getMessage()
+            assert str(gone) in record.getMessage()
             caplog.clear()
             await source.moved(address)
             assert server.addresses == (address,)
@@ -274,9 +287,11 @@ async def test_of_several_what_is_not_supported_is_left_out(address: Address) ->
     assert "nor here" in caught.value.__notes__[0]
 
 
-@pytest.mark.parametrize("error", [UNSUPPORTED, DENIED, NO_ANSWER, ZeroDivisionError("x")])
+@pytest.mark.parametrize(
+    "error", [UNSUPPORTED, DENIED, NO_ANSWER, ZeroDivisionError("x"), asyncio.CancelledError("another task")]
+)
 async def test_not_knowing_where_it_is_costs_nothing(
-    address: Address, error: Exception, caplog: pytest.LogCaptureFixture
+    address: Address, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What listens goes on: it may still be right, and harms nobody if it is not."""
     source = Source(address)
@@ -422,7 +437,7 @@ async def test_messages(address: Address) -> None:
 # -- the end -----------------------------------------------------------------------------------------------
 
 
-async def test_closed_while_it_looks(address: Address) -> None:
+async def test_closed_while_it_looks(address: Address, caplog: pytest.LogCaptureFixture) -> None:
     second = another(address)
     source = Source(address)
     async with listening_on(source):
@@ -430,6 +445,7 @@ async def test_closed_while_it_looks(address: Address) -> None:
         await source.asked_again()
     await turns()
     assert source.cancelled == 1
+    assert not of_ours(caplog)
     source.where = asyncio.get_running_loop().create_future()
     # In the turn in which it has found out.
     source.where.set_result(address)

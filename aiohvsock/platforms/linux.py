@@ -80,6 +80,7 @@ _CONNECT = {
     errno.ENETUNREACH: Verdict(
         HvConnectError, "no transport here reaches that CID; a Hyper-V guest reaches CID 2 only"
     ),
+    errno.EADDRNOTAVAIL: Verdict(HvConnectError, "any is for listening only"),
     errno.EACCES: (denied := Verdict(HvPermissionError, _RIGHTS)),
     errno.EPERM: denied,
 }
@@ -166,6 +167,9 @@ def _as_unix(sock: socket.socket) -> socket.socket:
 
 
 def dial(sock: socket.socket, address: Address) -> Generator[Readiness]:
+    if native(address).cid == CID_ANY:
+        # The kernel would ask whatever is on the other side of its transport, and wait.
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     try:
         sock.connect(_sockaddr(address))
     except BlockingIOError:

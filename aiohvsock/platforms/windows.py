@@ -88,7 +88,10 @@ _RIGHTS = (
     "administrator or in the group 'Hyper-V Administrators'; a VM that another user started, as with WSL, is not "
     "reached at all"
 )
-_WILDCARDS = "any, children and broadcast are for listening only, and a VM id is that of a VM that is running: it changes"
+_WILDCARDS = (
+    "any, children and broadcast are for listening only, parent is for a guest that dials its host, "
+    "and a VM id is that of a VM that is running: it changes"
+)
 
 _CONNECT = {
     _EACCES: (denied := Verdict(HvPermissionError, _RIGHTS)),
@@ -120,7 +123,8 @@ _LISTEN = {
     _EADDRINUSE: Verdict(HvConnectError, "another program listens on that service"),
     _EADDRNOTAVAIL: Verdict(
         HvConnectError,
-        "there is no VM with that id now: it changes when a VM, and above all WSL, starts again",
+        "there is no VM with that id now: it changes when a VM, and above all WSL, starts again; parent is the host as "
+        "a guest dials it: to hear guests, listen on any or children",
     ),
     _ENETDOWN: Verdict(HvConnectError, "Hyper-V is not running"),
 }

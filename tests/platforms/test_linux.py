@@ -202,6 +202,16 @@ def test_loopback_is_found() -> None:
     assert linux.local_cid() == CID_LOCAL
 
 
+def test_any_is_not_dialled() -> None:
+    # Something may be on the other side of the transport: whatever it is, it is not meant.
+    sock, other = socket.socketpair()
+    with sock, other, pytest.raises(OSError, match="not available|assign") as caught:
+        next(linux.dial(sock, VsockAddress(CID_ANY, 2761)))
+    error = linux.failure(caught.value, "connect", remote=VsockAddress(CID_ANY, 2761), local=None)
+    assert "any is for listening only" in str(error)
+    assert not getattr(error, "transient", False)
+
+
 @pytest.mark.vsock
 def test_listen_names_and_errors() -> None:
     listener = linux.listen(HERE, Options())

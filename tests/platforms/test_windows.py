@@ -64,7 +64,11 @@ UNKNOWN = (HvConnectError, False, "")
 CONNECT = {
     10013: DENIED,
     10022: DISABLED,
-    10049: (HvConnectError, False, "any, children and broadcast are for listening only"),
+    10049: (
+        HvConnectError,
+        False,
+        "any, children and broadcast are for listening only, parent is for a guest",
+    ),
     10050: (HvConnectError, True, "Hyper-V is not running, or the VM is just starting"),
     10051: NOT_RUNNING,
     10065: NOT_RUNNING,
