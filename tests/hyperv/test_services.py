@@ -253,7 +253,9 @@ def test_the_place_and_the_values_are_those_that_hyper_v_reads() -> None:
     try:
         made = register_service(f"Test {mine}x", mine)
     except HvPermissionError:
-        pytest.skip("may not register services: run the tests as administrator, or make test-windows on Linux")
+        pytest.skip(
+            "may not register services: run the tests as administrator, or make test-windows on Linux"
+        )
     try:
         assert made == Service(mine, f"Test {mine}x", "aiohvsock")
         assert query(rf"{key}\{mine}") == {
