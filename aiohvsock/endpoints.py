@@ -26,8 +26,10 @@ __all__ = [
     "ConnectOptions",
     "ListenOptions",
     "Retry",
+    "checked_options",
     "create_hv_connection",
     "create_hv_server",
+    "dial",
     "open_server",
 ]
 
@@ -158,12 +160,12 @@ async def create_hv_connection(
     """
     tls = _client_tls(ssl, server_hostname, ssl_handshake_timeout, ssl_shutdown_timeout)
     _check_sock(address, sock)
-    options = _options(connect_timeout, buffer_size, connected_suspend, socket_options)
+    options = checked_options(connect_timeout, buffer_size, connected_suspend, socket_options)
     loop = asyncio.get_running_loop()
     if sock is None:
         assert address is not None
         target = address if callable(address) else to_address(address)
-        sock, names = await _dial(loop, target, options, retry)
+        sock, names = await dial(loop, target, options, retry)
     else:
         names = _adopt(sock)
     try:
@@ -287,7 +289,7 @@ async def open_server(
     if max_connections is not None and not (isinstance(max_connections, int) and max_connections >= 1):
         raise ValueError(f"max_connections must be an int of at least 1, or None, not {max_connections!r}")
     predicate = allow_predicate(options.get("allow"))
-    socket_options = _options(
+    socket_options = checked_options(
         None,
         options.get("buffer_size"),
         options.get("connected_suspend", False),
@@ -338,9 +340,10 @@ def _not_bound(error: OSError, local: Address | None) -> HvConnectError:
     return HvConnectError(error.errno or errno.EINVAL, "listen", local=local, hint="a sock= must be bound")
 
 
-async def _dial(
+async def dial(
     loop: asyncio.AbstractEventLoop, address: Address | AddressSource, options: Options, retry: Retry | None
 ) -> tuple[socket.socket, Names]:
+    """Return a connected socket and its names, as :func:`create_hv_connection` wants them."""
     delays = retry.delays() if retry is not None else None
     while True:
         try:
@@ -420,12 +423,17 @@ def _check_sock(address: object, sock: socket.socket | None) -> None:
             raise ValueError(f"A Stream Socket was expected, got {sock!r}")
 
 
-def _options(
+def checked_options(
     connect_timeout: float | None,
     buffer_size: int | None,
     connected_suspend: bool,
     socket_options: Iterable[SocketOption],
 ) -> Options:
+    """Return what a user asks of a socket.
+
+    Raises:
+        ValueError: an argument makes no sense.
+    """
     if connect_timeout is not None and not connect_timeout > 0:
         raise ValueError(f"connect_timeout must be positive, or None, not {connect_timeout!r}")
     if buffer_size is not None and not 1 <= buffer_size < 2**31:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import random
@@ -38,14 +39,17 @@ _PATIENCE = 2.0
 
 _CHUNK = 256 * 1024
 
+# A Unix socket's path has 103 bytes on macOS, less "/aiohvsock-abcdefgh/vm.sock_4294967295".
+_LONGEST_PLACE = 103 - 38
+
 
 @contextlib.contextmanager
 def local_address() -> Iterator[Address]:
     """Give an address that one program can listen on and another, on this machine, can dial.
 
     It is AF_HYPERV loopback on Windows, and AF_VSOCK loopback where a Linux machine has it; else hybrid vsock in a
-    temporary directory, with :func:`hybrid_monitor` for the virtual machine's monitor. Other processes can use it
-    too, as long as the block lasts.
+    temporary directory (in ``/tmp`` if ``TMPDIR`` is too long for a Unix socket), with :func:`hybrid_monitor` for the
+    virtual machine's monitor. Other processes can use it too, as long as the block lasts.
 
     Raises:
         HvUnsupportedError: none of them is to be had on this system; the text has the cure.
@@ -58,10 +62,8 @@ def local_address() -> Iterator[Address]:
     if linux.has_loopback():
         yield VsockAddress(CID_LOCAL, _free_port())
         return
-    with tempfile.TemporaryDirectory(prefix="aiohvsock-") as directory:
-        path = f"{directory}/vm.sock"
-        with hybrid_monitor(path):
-            yield HybridAddress(path, _PORT)
+    with _temporary_monitor() as path:
+        yield HybridAddress(path, _PORT)
 
 
 def _free_port() -> int:
@@ -69,6 +71,16 @@ def _free_port() -> int:
         probe.bind((CID_LOCAL, PORT_ANY))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextlib.contextmanager
+def _temporary_monitor() -> Iterator[str]:
+    """Give the path of a :func:`hybrid_monitor` in a temporary directory, with room for any port after it."""
+    place = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_PLACE else None
+    with tempfile.TemporaryDirectory(prefix="aiohvsock-", dir=place) as directory:
+        path = f"{directory}/vm.sock"
+        with hybrid_monitor(path):
+            yield path
 
 
 @contextlib.contextmanager
@@ -87,7 +99,8 @@ def hybrid_monitor(path: str) -> Iterator[None]:
         listener.bind(path)
     except OSError as error:
         listener.close()
-        raise HvConnectError(error.errno or 0, f"listen on {path}") from error
+        # Python itself refuses a path that is too long, without a number.
+        raise HvConnectError(error.errno or errno.ENAMETOOLONG, f"listen on {path}") from error
     try:
         started: Future[Callable[[], object]] = Future()
         thread = threading.Thread(

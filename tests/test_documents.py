@@ -16,7 +16,7 @@ BLOCKS = [
     pytest.param(
         block,
         id=f"{document.name}-{number}",
-        marks=[pytest.mark.linux] if "add_signal_handler" in block else [],
+        marks=[pytest.mark.linux] if re.search("add_signal_handler|start_unix_server", block) else [],
     )
     for document in DOCUMENTS
     for number, block in enumerate(

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,7 @@ from aiohvsock import (
     testing,
 )
 from aiohvsock.platforms import linux
-from aiohvsock.testing import hybrid_monitor, local_address
+from aiohvsock.testing import _temporary_monitor, hybrid_monitor, local_address
 
 GUID = "0123abcd-4567-89ab-cdef-0123456789ab"
 
@@ -544,3 +546,18 @@ def test_a_monitor_that_cannot_start_says_so(directory: str, monkeypatch: pytest
     with pytest.raises(OSError, match="Too many open files"), hybrid_monitor(f"{directory}/vm.sock"):
         raise AssertionError("it has not started")
     assert os.listdir(directory) == []
+
+
+@pytest.mark.linux
+def test_a_long_name_of_the_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / ("x" * 100)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+
+    with _temporary_monitor() as path:
+        HybridAddress(path, 2**32 - 2)  # or it has no room for the port
+        assert Path(path).is_socket()
+
+    with pytest.raises(HvConnectError, match="too long") as caught, hybrid_monitor(f"{place}/vm.sock"):
+        pass
+    assert caught.value.errno == errno.ENAMETOOLONG

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..exceptions import HvError
 from . import demo, doctor
+from .output import OutputLost, without_output
 
 __all__ = ["main"]
 
@@ -39,5 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = 130
     except HvError as error:
         print(f"aiohvsock: {error}", file=sys.stderr)
+        status = 1
+    except OutputLost as lost:
+        without_output(lost)
         status = 1
     sys.exit(status)

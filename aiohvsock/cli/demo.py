@@ -19,6 +19,7 @@ from ..addresses import AddressLike, HybridAddress, HypervAddress, VsockAddress,
 from ..endpoints import Retry
 from ..messages import MessageConnection, connect, serve
 from ..testing import local_address
+from .output import say
 
 __all__ = ["add_parser"]
 
@@ -123,9 +124,8 @@ async def _limited(agent: Any, role: str) -> int:
 
 
 def _say(role: str, text: str) -> None:
-    # In one write: the other agent prints to the same terminal.
-    sys.stdout.write(f"{role:>5} | {text}\n")
-    sys.stdout.flush()
+    # One write for the whole line: the other agent prints to the same terminal.
+    say(f"{role:>5} | {text}")
 
 
 # -- the host's half ---------------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ async def _host(address: AddressLike) -> None:
     served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def handler(connection: MessageConnection[bytes]) -> None:
-        _say("host", f"a guest called: {connection.peer_address}")
         try:
+            _say("host", f"a guest called: {connection.peer_address}")
             await _answer(connection)
         except Exception as error:
             served.set_exception(error)

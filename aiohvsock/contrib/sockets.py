@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 
 from ..addresses import AddressLike, to_address
-from ..endpoints import Retry, SocketOption, _dial, _options
+from ..endpoints import Retry, SocketOption, checked_options, dial
 from ..listening import AddressSource
 from ..platforms import platform_for
 
@@ -47,9 +47,9 @@ async def connected_socket(
         HvUnsupportedError: this system, Python or loop cannot.
         HvConnectError: connecting failed; :exc:`HvConnectionRefused` and :exc:`HvTimeout` are two of these.
     """
-    options = _options(connect_timeout, buffer_size, connected_suspend, socket_options)
+    options = checked_options(connect_timeout, buffer_size, connected_suspend, socket_options)
     target = address if callable(address) else to_address(address)
-    sock, _ = await _dial(asyncio.get_running_loop(), target, options, retry)
+    sock, _ = await dial(asyncio.get_running_loop(), target, options, retry)
     return _labelled(sock)
 
 
@@ -79,7 +79,7 @@ def listening_socket(
         HvPermissionError: a right is missing.
         HvConnectError: the address cannot be bound.
     """
-    options = _options(None, buffer_size, connected_suspend, socket_options)
+    options = checked_options(None, buffer_size, connected_suspend, socket_options)
     where = to_address(address)
     platform = platform_for(where)
     listener = platform.listen(where, options)

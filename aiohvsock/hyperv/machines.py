@@ -7,7 +7,6 @@ id is not for keeping, and :func:`machine_address` is an address that looks it u
 from __future__ import annotations
 
 import errno
-import os
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,14 +16,13 @@ from ..addresses import VM_ID_ANY, HypervAddress
 from ..exceptions import HvAddressError, HvConnectError, HvError, HvPermissionError, HvUnsupportedError
 from ..platforms.registry import same_name
 from ._machine import Machine, Source, guid
+from ._rights import how_to_get_it
 from ._survey import Options, Survey, survey
 
 __all__ = ["Machine", "MachineAddress", "Source", "find_machine", "list_machines", "machine_address"]
 
 DEFAULT_MAX_AGE = 2.0
 DEFAULT_TIMEOUT = 15.0
-
-_GROUP = "S-1-5-32-578"  # Hyper-V Administrators, in every language
 
 
 async def list_machines(
@@ -155,6 +153,8 @@ def machine_address(
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not name:
         raise HvAddressError(f"the name of a machine must be a text, and not empty, not {name!r}")
+    if any("\ud800" <= each <= "\udfff" for each in name):
+        raise HvAddressError(f"{name!r} is not the name of a machine: it has a surrogate, which no UTF-8 has")
 
 
 def _is_called(machine: Machine, name: str) -> bool:
@@ -193,13 +193,5 @@ def _refusal(operation: str, found: Survey) -> HvError | None:
     if any(not error.absent and not error.denied for error in found.failures.values()):
         return HvConnectError(errno.EAGAIN, operation, detail=detail, hint="try again", transient=True)
     if any(error.denied for error in found.failures.values()):
-        return HvPermissionError(errno.EACCES, operation, detail=detail, hint=_right())
+        return HvPermissionError(errno.EACCES, operation, detail=detail, hint=how_to_get_it())
     return None
-
-
-def _right() -> str:
-    user = "\\".join(filter(None, map(os.environ.get, ("USERDOMAIN", "USERNAME")))) or "USER"
-    return (
-        "run this as administrator, or become a member of the group Hyper-V Administrators and sign in again; "
-        f"an administrator's PowerShell makes you one: Add-LocalGroupMember -SID {_GROUP} -Member '{user}'"
-    )

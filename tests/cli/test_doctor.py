@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from aiohvsock import Address, HvPermissionError, HvUnsupportedError, __version__, cli, service_id
+from aiohvsock import (
+    Address,
+    HvPermissionError,
+    HvUnsupportedError,
+    __version__,
+    cli,
+    open_hv_connection,
+    service_id,
+    start_hv_server,
+)
 from aiohvsock.cli import doctor
 from aiohvsock.cli.doctor import connecting, installed, linux, windows
 from aiohvsock.cli.doctor.findings import Finding, Findings
@@ -114,7 +123,9 @@ cli.main(["doctor"])
 
 
 @pytest.mark.vsock
-@pytest.mark.skipif(not linux.has_loopback(), reason="needs vsock_loopback as a module")
+@pytest.mark.skipif(
+    not linux.has_loopback(), reason="needs vsock_loopback: make test runs it in User Mode Linux"
+)
 def test_the_loopback_of_vsock_is_used_where_it_is_this_machine(doctored: Doctored) -> None:
     code, report = doctored()
 
@@ -123,7 +134,7 @@ def test_the_loopback_of_vsock_is_used_where_it_is_this_machine(doctored: Doctor
         assert f"  ok    AF_VSOCK, {loop}: connected in" in report
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
+@pytest.mark.linux
 def test_an_interrupt_ends_it_quietly(directory: str) -> None:
     # A machine's monitor that never answers.
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as monitor:
@@ -222,6 +233,32 @@ def test_an_echo_that_loses_bytes_fails(doctored: Doctored, monkeypatch: pytest.
             f"  fail  {KIND}, {loop}: EOFError: 1048575 bytes came back, and not those that were sent\n"
             in report
         )
+
+
+async def test_the_service_of_an_echo_that_was_interrupted_ends_quietly(address: Address) -> None:
+    ended = asyncio.get_running_loop().create_future()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await connecting._answer(reader, writer)
+            ended.set_result(None)
+        except Exception as error:
+            ended.set_exception(error)
+
+    async with await start_hv_server(answer, address) as server:
+        reader, writer = await open_hv_connection(address)
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        server.abort_clients()
+        await ended
+        writer.close()
+
+
+def test_text_from_outside_stays_on_its_line(doctored: Doctored) -> None:
+    report = doctored("--address", "vsock://\n  ok    forged\u202e")[1]
+
+    assert "\n  ok    forged" not in report
+    assert "\\n  ok    forged\\u202e" in report
 
 
 def test_an_echo_without_such_sockets_is_skipped() -> None:
@@ -382,6 +419,19 @@ def test_a_windows_without_hyperv_sockets_fails(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
+    ("names", "build", "product"),
+    [
+        ({"ProductName": "Windows 10 Pro", "DisplayVersion": "22H2"}, 19045, "Windows 10 Pro 22H2"),
+        ({"ProductName": "Windows 10 Pro", "DisplayVersion": "24H2"}, 26100, "Windows 11 Pro 24H2"),
+        ({"ProductName": "Windows Server 2025 Datacenter"}, 26100, "Windows Server 2025 Datacenter"),
+        ({}, 26100, "Windows"),
+    ],
+)
+def test_what_windows_is_called(names: dict[str, str], build: int, product: str) -> None:
+    assert installed._product(names, build) == product
+
+
+@pytest.mark.parametrize(
     ("groups", "status", "text"),
     [
         ({"S-1-5-32-544"}, "ok", "this process is in Administrators"),
@@ -391,9 +441,13 @@ def test_a_windows_without_hyperv_sockets_fails(monkeypatch: pytest.MonkeyPatch)
 )
 def test_rights(monkeypatch: pytest.MonkeyPatch, groups: set[str], status: str, text: str) -> None:
     monkeypatch.setattr(windows, "_is_member", groups.__contains__)
+    monkeypatch.setenv("USERDOMAIN", "HOME")
+    monkeypatch.setenv("USERNAME", "O'Neill")
     (found,) = windows.rights()
 
     assert (found.status, found.text) == (status, text)
+    if status == "warn":
+        assert found.cure.endswith(r"Add-LocalGroupMember -SID S-1-5-32-578 -Member 'HOME\O''Neill'")
 
 
 @pytest.mark.skipif(sys.platform != "win32", reason="needs Windows: make test-windows runs it under Wine")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import tracemalloc
 from collections import Counter
@@ -244,11 +245,11 @@ async def test_nobody_listens(address: Address) -> None:
     assert str(address) in str(caught.value)
 
 
-async def test_retry_waits_for_the_server(address: Address) -> None:
+async def test_retry_waits_for_the_server(address: Address, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="aiohvsock")
     async with session(address, retry=Retry(delay=0.01)) as client:
         asking = asyncio.create_task(ask(client))
-        await asyncio.sleep(0.05)
-        assert not asking.done()
+        await until(lambda: "trying again" in caplog.text)
         async with serving(address):
             assert (await asking)["server"] == "one"
 

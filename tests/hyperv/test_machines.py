@@ -343,6 +343,13 @@ async def test_what_is_no_name(name: Any) -> None:
         await find_machine(name)
 
 
+async def test_a_name_that_cannot_be_printed() -> None:
+    with pytest.raises(HvAddressError, match="surrogate"):
+        machine_address("\ud800", 2761)
+    with pytest.raises(HvAddressError, match="surrogate"):
+        await find_machine("\udfff")
+
+
 @pytest.mark.parametrize("service", [-1, 2**32, "2761", "", "{8636363d", None])
 def test_what_is_no_service(service: Any) -> None:
     with pytest.raises(HvAddressError):

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...exceptions import HvError
 from ...hyperv._asking import in_thread
+from ..output import say
 from .connecting import Making, dial, echo, hybrid
 from .findings import Check, Finding, Findings
 from .installed import loops, versions
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     verdict = _verdict([finding for _, finding in report], failed)
     if arguments.json:
         found = [{"section": section, **dataclasses.asdict(finding)} for section, finding in report]
-        print(json.dumps({"verdict": verdict, "failed": failed, "findings": found}, indent=2))
+        say(json.dumps({"verdict": verdict, "failed": failed, "findings": found}, indent=2))
     else:
         _say(f"verdict: {verdict}")
     return 1 if failed else 0
@@ -136,10 +137,8 @@ def _print(finding: Finding) -> None:
 
 
 def _say(text: str) -> None:
-    # A service's name can be in any script, and the output in a code page that has not heard of it.
-    encoding = sys.stdout.encoding or "utf-8"
-    # Flushed, or a check that hangs would hide what was found before.
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    # One line, whatever a name or an address has in it; and at once, or a check that hangs would hide what was found.
+    say("".join(each if each.isprintable() else repr(each)[1:-1] for each in text))
 
 
 def _verdict(findings: Sequence[Finding], failed: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from time import perf_counter
@@ -16,7 +15,7 @@ from ...addresses import Address, HybridAddress
 from ...exceptions import HvUnsupportedError
 from ...messages import MessageConnection, connect, serve
 from ...streams import open_hv_connection, start_hv_server
-from ...testing import hybrid_monitor
+from ...testing import _temporary_monitor
 from .findings import Finding, Findings
 
 __all__ = ["Addresses", "Making", "dial", "echo", "hybrid", "random_port"]
@@ -69,10 +68,8 @@ def random_port() -> int:
 @contextlib.contextmanager
 def hybrid() -> Iterator[Addresses]:
     """Give addresses behind a machine's monitor that is none."""
-    with tempfile.TemporaryDirectory(prefix="aiohvsock-") as directory:
-        path = f"{directory}/vm.sock"
-        with hybrid_monitor(path):
-            yield lambda: HybridAddress(path, random_port())
+    with _temporary_monitor() as path:
+        yield lambda: HybridAddress(path, random_port())
 
 
 async def _stream(address: Address) -> tuple[float, float]:
@@ -111,6 +108,9 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         # After the peer's end: only a half-close lets it through.
         writer.write(_LAST_WORD)
         await writer.drain()
+    except ConnectionError:
+        # The other end tells; or it was interrupted, and nobody asks.
+        pass
     finally:
         writer.close()
 

@@ -9,6 +9,7 @@ import platform
 import struct
 import sys
 import sysconfig
+from collections.abc import Mapping
 
 from ... import __version__
 from ...hyperv._asking import in_thread
@@ -18,6 +19,8 @@ __all__ = ["loops", "versions"]
 
 # The first in which one direction can be closed alone (linuxkit/virtsock).
 _HALF_CLOSE = 14393
+
+_WINDOWS_11 = 22000
 
 _FASTER = "winloop" if sys.platform == "win32" else "uvloop"
 
@@ -78,13 +81,20 @@ def _windows() -> Finding:
         for name in ("ProductName", "DisplayVersion", "UBR"):
             with contextlib.suppress(FileNotFoundError):
                 names[name] = str(winreg.QueryValueEx(key, name)[0])
-    product = " ".join(names[name] for name in ("ProductName", "DisplayVersion") if name in names)
     update = f".{names['UBR']}" if "UBR" in names else ""
-    text = f"{product or 'Windows'}, build {found.major}.{found.minor}.{found.build}{update}"
+    text = f"{_product(names, found.build)}, build {found.major}.{found.minor}.{found.build}{update}"
     if found.build < _HALF_CLOSE:
         cure = f"build {_HALF_CLOSE} or newer; before, an end of one direction does not arrive"
         return Finding("warn", "system", text, cure)
     return Finding("ok", "system", text)
+
+
+def _product(names: Mapping[str, str], build: int) -> str:
+    product = " ".join(names[name] for name in ("ProductName", "DisplayVersion") if name in names)
+    if build >= _WINDOWS_11:
+        # Its ProductName is still that of the one before.
+        product = product.replace("Windows 10", "Windows 11", 1)
+    return product or "Windows"
 
 
 def _name(loop: asyncio.AbstractEventLoop) -> str:

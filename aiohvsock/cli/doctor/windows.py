@@ -7,13 +7,14 @@ import sys
 from ...addresses import Address, HypervAddress
 from ...exceptions import HvPermissionError, HvUnsupportedError
 from ...hyperv import list_services
+from ...hyperv._rights import HYPERV_ADMINISTRATORS, how_to_get_it
 from ...platforms import Options, windows
 from .connecting import random_port
 from .findings import Finding, Findings
 
 __all__ = ["family", "loopback_address", "rights", "services"]
 
-_GROUPS = {"Administrators": "S-1-5-32-544", "Hyper-V Administrators": "S-1-5-32-578"}
+_GROUPS = {"Administrators": "S-1-5-32-544", "Hyper-V Administrators": HYPERV_ADMINISTRATORS}
 
 # Their names would fill the page, and few are of interest.
 _MOST_NAMES = 20
@@ -38,9 +39,8 @@ def rights() -> Findings:
             "warn",
             "rights",
             "this process is not in Administrators, nor in Hyper-V Administrators",
-            "on a host, to talk to guests: run it as administrator, or have one put you into the group "
-            f"(Add-LocalGroupMember -SID {_GROUPS['Hyper-V Administrators']} -Member <you>, in PowerShell) and log "
-            "in again; loopback, your own WSL 2, and guests need none of that",
+            "loopback, your own WSL 2, and guests need no right; on a host, to talk to other guests: "
+            + how_to_get_it(),
         )
     ]
 
