@@ -6,6 +6,7 @@ source            right                      knows
 ``wsl``           none                       the machine of this user's WSL 2, while it runs
 ``hcs``           Hyper-V Administrators     every machine that runs, Hyper-V's by their ids only
 ``powershell``    Hyper-V Administrators     Hyper-V's machines by name, those that are off too
+``processes``     none                       the guests of a Linux host that run
 ================  =========================  ========================================================
 """
 
@@ -24,21 +25,30 @@ from typing import NamedTuple
 from .._log import logger
 from ..exceptions import HvUnsupportedError
 from ._asking import NoAnswer
+from ._guests import ask_processes
 from ._hyperv import ask_hcs, ask_powershell
 from ._machine import Answer, Machine, Source, guid
 from ._wsl import ask_wsl
 
-__all__ = ["SOURCES", "Options", "Survey", "survey"]
+__all__ = ["SOURCES", "Options", "Survey", "on_hyperv", "survey"]
 
 SOURCES: dict[Source, Callable[[], Awaitable[Answer]]] = {
     "wsl": ask_wsl,
     "hcs": ask_hcs,
     "powershell": ask_powershell,
+    "processes": ask_processes,
 }
 """In the order of the rights it takes to ask."""
 
+_BY_RIGHT: tuple[Source, ...] = ("wsl", "hcs", "powershell")
+
 # Whose word counts for a machine that several know: who gives it the name people know, and the fuller state.
 _BY_WORD: tuple[Source, ...] = ("powershell", "wsl", "hcs")
+
+
+def on_hyperv() -> bool:
+    """Tell whether Hyper-V's machines can be asked for: on Windows, and in a WSL distribution that has wslinfo."""
+    return sys.platform == "win32" or shutil.which("wslinfo") is not None
 
 
 class Options(NamedTuple):
@@ -54,7 +64,9 @@ class Options(NamedTuple):
             raise ValueError(f"max_age must be a number of seconds, or 0, not {max_age!r}")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, or None, not {timeout!r}")
-        wanted = list(SOURCES if sources is None else sources)
+        if sources is None:
+            return cls(max_age, timeout, _BY_RIGHT if on_hyperv() else ("processes",))
+        wanted = list(sources)
         if not wanted or any(source not in SOURCES for source in wanted):
             raise ValueError(f"sources must be some of {', '.join(SOURCES)}, or None, not {sources!r}")
         return cls(max_age, timeout, tuple(source for source in SOURCES if source in wanted))
@@ -68,16 +80,20 @@ class Survey:
         self.answered = bool(answers)
         self.stopped = [name for answer in answers.values() for name in answer.stopped]
         self.failures = {source: each for source, each in outcomes.items() if isinstance(each, NoAnswer)}
-        known: dict[uuid.UUID, list[Machine]] = {}
+        known: dict[uuid.UUID | None, list[Machine]] = {}
         for source in _BY_WORD:
             for machine in answers[source].machines if source in answers else ():
                 known.setdefault(machine.vm_id, []).append(machine)
-        self.machines = sorted(
-            map(_merged, known.values()), key=lambda machine: (machine.name.casefold(), machine.vm_id)
-        )
+        # Of processes, each has a machine of its own, whatever ids they were given.
+        processes = answers["processes"].machines if "processes" in answers else []
+        self.machines = sorted([*map(_merged, known.values()), *processes], key=_order)
 
     def excuses(self) -> str:
         return "; ".join(f"{source}: {error}" for source, error in self.failures.items())
+
+
+def _order(machine: Machine) -> tuple[str, str, str, int]:
+    return machine.name.casefold(), str(machine.vm_id or ""), machine.socket or "", machine.cid or 0
 
 
 async def survey(options: Options) -> Survey:
@@ -86,11 +102,11 @@ async def survey(options: Options) -> Survey:
     Raises:
         HvUnsupportedError: there is nobody to ask on this system.
     """
-    if sys.platform != "win32" and shutil.which("wslinfo") is None:
+    if "processes" not in options.sources and not on_hyperv():
         raise HvUnsupportedError(
             errno.EAFNOSUPPORT,
-            "machines have ids and names on Hyper-V, and are looked up on its Windows host, or in a WSL distribution that "
-            "has wslinfo; a Linux host dials its guests by their CID (vsock://3:2761), a guest its host as vsock://host:2761",
+            f"{', '.join(options.sources)} can be asked on the Windows host of Hyper-V, or in a WSL distribution that has "
+            'wslinfo; a Linux host dials its guests by their CID (vsock://3:2761), and finds them with sources=["processes"]',
         )
     outcomes: dict[Source, Answer | NoAnswer] = {}
 
@@ -105,6 +121,7 @@ async def survey(options: Options) -> Survey:
     async with asyncio.TaskGroup() as group:
         group.create_task(ask("wsl"))
         group.create_task(ask("hcs", "powershell"))
+        group.create_task(ask("processes"))
     found = Survey({source: outcomes[source] for source in options.sources})
     for source, error in found.failures.items():
         logger.debug("machines: %s: %s", source, error)

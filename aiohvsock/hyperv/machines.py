@@ -1,25 +1,36 @@
 """Finding virtual machines by name.
 
-Hyper-V knows a machine by an id, and people know it by a name. WSL 2 gets a new id each time it starts: so an
-id is not for keeping, and :func:`machine_address` is an address that looks it up whenever it is used.
+Hyper-V knows a machine by an id, a Linux host by a CID or a socket, and people know it by a name. WSL 2 gets a new id
+each time it starts: so an id is not for keeping, and :func:`machine_address` is an address that looks it up whenever it
+is used.
 """
 
 from __future__ import annotations
 
 import errno
+import sys
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from ..addresses import VM_ID_ANY, HypervAddress
+from ..addresses import VM_ID_ANY, Address, HybridAddress, HypervAddress, VsockAddress, to_vsock
 from ..exceptions import HvAddressError, HvConnectError, HvError, HvPermissionError, HvUnsupportedError
+from ..platforms import linux
 from ..platforms.registry import same_name
 from ._machine import Machine, Source, guid
 from ._rights import how_to_get_it
-from ._survey import Options, Survey, survey
+from ._survey import Options, Survey, on_hyperv, survey
 
-__all__ = ["Machine", "MachineAddress", "Source", "find_machine", "list_machines", "machine_address"]
+__all__ = [
+    "Machine",
+    "MachineAddress",
+    "Source",
+    "find_machine",
+    "list_machines",
+    "local_cid",
+    "machine_address",
+]
 
 DEFAULT_MAX_AGE = 2.0
 DEFAULT_TIMEOUT = 15.0
@@ -38,12 +49,13 @@ async def list_machines(
     Args:
         max_age: seconds; what somebody in this process has been told since then is told again. 0 asks anew.
         timeout: seconds for each source; None waits as long as it takes.
-        sources: whom to ask, of ``"wsl"``, ``"hcs"`` and ``"powershell"``; None is everybody. ``["wsl"]`` is quick, and
-            all that WSL needs. One that cannot be asked is left out, unless nobody can.
+        sources: whom to ask, of ``"wsl"``, ``"hcs"`` and ``"powershell"``, which are asked on Windows and in a WSL
+            distribution, and ``"processes"``, which is asked on other Linux; None is everybody there. ``["wsl"]`` is
+            quick, and all that WSL needs. One that cannot be asked is left out, unless nobody can.
 
     Raises:
         ValueError: an argument makes no sense.
-        HvUnsupportedError: this is neither a Windows host nor a WSL distribution, or has no virtual machines.
+        HvUnsupportedError: those sources are not for this system, or it has no virtual machines.
         HvPermissionError: nobody could be asked, for want of a right.
         HvConnectError: nobody could be asked; trying again can help.
     """
@@ -65,7 +77,8 @@ async def find_machine(
     """Return a virtual machine by its name.
 
     Args:
-        name: what it is called, in any case; ``"WSL"`` or one of its running distributions; or the text of a GUID.
+        name: what it is called, in any case; ``"WSL"`` or one of its running distributions; on a Linux host its monitor
+            and process, ``"qemu-4711"``; or the text of a GUID.
         max_age, timeout, sources: as in :func:`list_machines`.
 
     Raises:
@@ -74,17 +87,22 @@ async def find_machine(
         HvConnectError: it is a WSL distribution that is not running, or somebody who may know it gave no answer;
             trying again can help.
         HvPermissionError: those who may know it were not to be asked; the text tells how to get the right.
-        HvUnsupportedError: this is neither a Windows host nor a WSL distribution.
+        HvUnsupportedError: those sources are not for this system.
     """
     _check_name(name)
     found = await survey(Options.checked(max_age, timeout, sources))
     vm_id = guid(name)
-    machines = [each for each in found.machines if each.vm_id == vm_id or _is_called(each, name)]
+    machines = [
+        each
+        for each in found.machines
+        if (vm_id is not None and each.vm_id == vm_id) or _is_called(each, name)
+    ]
     if not machines:
         raise _not_found(name, found)
     if len(machines) > 1:
+        unlike = "another name" if any(each.cid is not None for each in machines) else "the id"
         raise HvAddressError(
-            f"{len(machines)} machines are called {name!r}; write the id of one: {'; '.join(map(str, machines))}"
+            f"{len(machines)} machines are called {name!r}; write {unlike} of one: {'; '.join(map(str, machines))}"
         )
     return machines[0]
 
@@ -103,22 +121,32 @@ class MachineAddress:
     timeout: float | None = DEFAULT_TIMEOUT
     sources: tuple[Source, ...] | None = None
 
-    async def __call__(self) -> HypervAddress:
-        """Return the address of the machine as it is now; a GUID is taken as it is.
+    async def __call__(self) -> Address:
+        """Return the address of the machine as it is now; on Hyper-V, a GUID is taken as it is.
 
-        Raises: as :func:`find_machine`.
+        Raises: as :func:`find_machine`; :exc:`HvAddressError` too for a service that is no port, of a guest that
+            has a CID.
         """
         vm_id = guid(self.name)
-        if vm_id is None:
-            machine = await find_machine(
-                self.name, max_age=self.max_age, timeout=self.timeout, sources=self.sources
-            )
-            vm_id = machine.vm_id
-        return HypervAddress(vm_id, self.service_id)
+        if vm_id is not None and "processes" not in (self.sources or ()) and on_hyperv():
+            return HypervAddress(vm_id, self.service_id)
+        machine = await find_machine(
+            self.name, max_age=self.max_age, timeout=self.timeout, sources=self.sources
+        )
+        return _address(machine, self.service_id)
 
     def __str__(self) -> str:
         any_machine = HypervAddress(VM_ID_ANY, self.service_id)
         return str(any_machine).replace("//any", f"//vm:{quote(self.name, safe='')}", 1)
+
+
+def _address(machine: Machine, service_id: uuid.UUID | str) -> Address:
+    if machine.socket is not None:
+        return HybridAddress(machine.socket, service_id)
+    if machine.cid is not None:
+        return VsockAddress(machine.cid, to_vsock(HypervAddress(VM_ID_ANY, service_id)).port)
+    assert machine.vm_id is not None  # Hyper-V knows machines by nothing else
+    return HypervAddress(machine.vm_id, service_id)
 
 
 def machine_address(
@@ -132,8 +160,8 @@ def machine_address(
     """Return an address that finds its machine by name whenever it is used: ``await machine_address("ubuntu", 2761)()``.
 
     Args:
-        name: as in :func:`find_machine`. The text of a GUID is the id itself, and nobody is asked.
-        service: as in :class:`~aiohvsock.HypervAddress`.
+        name: as in :func:`find_machine`. On Hyper-V, the text of a GUID is the id itself, and nobody is asked.
+        service: as in :class:`~aiohvsock.HypervAddress`; for a guest of a Linux host, its port.
         max_age, timeout, sources: as in :func:`list_machines`.
 
     Raises:
@@ -145,6 +173,23 @@ def machine_address(
     options = Options.checked(max_age, timeout, sources)
     service_id = HypervAddress(VM_ID_ANY, service).service_id
     return MachineAddress(name, service_id, max_age, timeout, None if sources is None else options.sources)
+
+
+def local_cid() -> int | None:
+    """Return the CID by which others know this machine; None if it has none that it knows of. Connects to nobody.
+
+    A guest gets its own, a host without one 2. It can change when a VM is restored or migrated, and is not known in
+    Hyper-V guests.
+
+    Raises:
+        HvUnsupportedError: this is Windows, or there is no /dev/vsock: the module is not loaded.
+        HvPermissionError: /dev/vsock is not readable for this user.
+    """
+    if sys.platform == "win32":
+        raise HvUnsupportedError(
+            errno.EAFNOSUPPORT, "Windows has no CIDs; a Hyper-V guest reaches its host as hvsock://parent"
+        )
+    return linux.local_cid()
 
 
 # -- arguments ---------------------------------------------------------------------------------------------

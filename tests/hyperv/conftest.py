@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aiohvsock.hyperv import _asking, _hcs, _survey, _wsl
+from aiohvsock.hyperv import _asking, _guests, _hcs, _survey, _wsl
 
 from .computecore import Computecore
 from .host import KEY, WSL, A, B, C, Host, powershell, system, vm, wsl
+from .proc import Proc
 from .programs import Hanging, Programs, hanging
 
 _ERROR_INTERNAL_ERROR = 1359
@@ -84,6 +85,20 @@ def full(host: Host) -> Host:
     )
     powershell(host, vm("Web", A), vm("Build", B, "Off"), vm("web", uuid.UUID(int=1)))
     return host
+
+
+@pytest.fixture
+def no_wsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered, and no wslinfo is on the PATH."""
+    monkeypatch.setattr(_survey, "_latest", {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def proc(no_wsl: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proc:
+    found = Proc(tmp_path / "proc")
+    monkeypatch.setattr(_guests, "_PROC", str(found.path))
+    return found
 
 
 def _delete(path: str) -> None:

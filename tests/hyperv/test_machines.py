@@ -23,7 +23,7 @@ from aiohvsock import (
 )
 from aiohvsock.hyperv import Machine, MachineAddress, _survey, find_machine, list_machines, machine_address
 from aiohvsock.hyperv._asking import NoAnswer
-from aiohvsock.hyperv._machine import Answer
+from aiohvsock.hyperv._machine import Answer, Source
 
 from .host import WSL, A, B, C, Host, asked, powershell, system, vm, wsl
 from .programs import Programs
@@ -301,8 +301,9 @@ async def test_how_it_is_looked_up(full: Host) -> None:
 
 
 @pytest.mark.parametrize("text", [str(B), f"{{{B}}}".upper()])
-async def test_the_address_of_an_id_asks_nobody(text: str) -> None:
+async def test_the_address_of_an_id_asks_nobody(host: Host, text: str) -> None:
     assert await machine_address(text, 2761)() == HypervAddress(B, 2761)
+    assert asked(host) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +365,7 @@ def test_what_is_no_service(service: Any) -> None:
         ({"timeout": 0}, "timeout must be a positive number of seconds, or None, not 0"),
         ({"timeout": -1.0}, "timeout must be"),
         ({"timeout": float("nan")}, "timeout must be"),
-        ({"sources": []}, "sources must be some of wsl, hcs, powershell, or None"),
+        ({"sources": []}, "sources must be some of wsl, hcs, powershell, processes, or None"),
         ({"sources": ["wsl", "wmi"]}, "sources must be"),
         ({"sources": "wsl"}, "sources must be"),
     ],
@@ -383,8 +384,16 @@ async def test_what_makes_no_sense(options: dict[str, Any], text: str) -> None:
 
 @elsewhere
 async def test_a_linux_without_wsl(programs: Programs) -> None:
-    for ask in (list_machines(), find_machine("ubuntu"), machine_address("ubuntu", 2761)()):
-        with pytest.raises(HvUnsupportedError, match="dials its guests by their CID") as caught:
+    hyperv: list[Source] = ["powershell", "wsl"]
+    for ask in (
+        list_machines(sources=hyperv),
+        find_machine("ubuntu", sources=hyperv),
+        machine_address("ubuntu", 2761, sources=hyperv)(),
+        machine_address(str(B), 2761, sources=hyperv)(),
+    ):
+        with pytest.raises(
+            HvUnsupportedError, match="wsl, powershell can be asked on .* by their CID"
+        ) as caught:
             await ask
         assert caught.value.errno == errno.EAFNOSUPPORT
 
