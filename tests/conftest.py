@@ -2,7 +2,7 @@
 
 AF_VSOCK is used only where CID 1 is this machine itself: in a testbed, or with vsock_loopback. The environment
 variable AIOHVSOCK_KIND (``hybrid``, ``vsock`` or, on Windows, ``hyperv``) narrows the run to one kind, and then that
-kind must be there.
+kind must be there; so does AIOHVSOCK_LOOPS with the loops (``proactor,selector``).
 """
 
 from __future__ import annotations
@@ -70,6 +70,13 @@ else:
         import uvloop
 
         LOOPS["uvloop"] = _ticking(uvloop.new_event_loop)
+
+if wanted_loops := os.environ.get("AIOHVSOCK_LOOPS"):
+    if missing := set(wanted_loops.split(",")) - set(LOOPS):
+        raise pytest.UsageError(
+            f"AIOHVSOCK_LOOPS: {', '.join(sorted(missing))} is none of {', '.join(LOOPS)}"
+        )
+    LOOPS = {name: LOOPS[name] for name in wanted_loops.split(",")}
 
 # What is all about another system's sockets, files or processes.
 collect_ignore = ["platforms/test_linux.py", "platforms/test_hybrid.py"] if sys.platform == "win32" else []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
+from collections.abc import Iterator
 
 __all__ = ["open_sockets"]
 
@@ -12,8 +14,9 @@ if sys.platform == "win32":
     import ctypes
     from ctypes import wintypes
 
-    _kernel32 = ctypes.WinDLL("kernel32")
-    _kernel32.GetHandleInformation.argtypes = [wintypes.HANDLE, wintypes.LPDWORD]
+    _NtQuerySystemInformation = ctypes.WinDLL("ntdll").NtQuerySystemInformation
+    _NtQuerySystemInformation.argtypes = [ctypes.c_int, ctypes.c_void_p, wintypes.ULONG, wintypes.LPDWORD]
+    _NtQuerySystemInformation.restype = wintypes.LONG
     _getsockopt = ctypes.WinDLL("ws2_32").getsockopt
     _getsockopt.argtypes = [ctypes.c_size_t, ctypes.c_int, ctypes.c_int, wintypes.LPDWORD, wintypes.LPINT]
 
@@ -21,28 +24,55 @@ if sys.platform == "win32":
     _SOL_SOCKET = 0xFFFF
     _SO_TYPE = 0x1008
 
-    # Handles are multiples of it. (Wine's GetProcessHandleCount() does not count.)
-    _STEP = 4
+    # winternl.h, as phnt documents it: everybody's handles, with 64 bits for what used to have 16. To ask the kernel once
+    # is much faster than to try each number, above all under Wine. (Its GetProcessHandleCount() does not count.)
+    _EXTENDED_HANDLES = 64
+    _TOO_SHORT = 0xC0000004
 
-    # So many in a row that never were in use are beyond the last one.
-    _UNUSED = 64
+    class _Handle(ctypes.Structure):
+        _fields_ = (
+            ("object", ctypes.c_void_p),
+            ("pid", ctypes.c_size_t),
+            ("value", ctypes.c_size_t),
+            ("access", wintypes.ULONG),
+            ("trace", wintypes.USHORT),
+            ("type", wintypes.USHORT),
+            ("attributes", wintypes.ULONG),
+            ("reserved", wintypes.ULONG),
+        )
 
-    _highest = 0
+    _buffer = ctypes.create_string_buffer(2**16)
+
+    def _handles() -> Iterator[tuple[int, int]]:
+        """Yield the handles of this process, each with the number of its type."""
+        global _buffer
+        wanted = wintypes.ULONG()
+        while status := _NtQuerySystemInformation(
+            _EXTENDED_HANDLES, _buffer, len(_buffer), ctypes.byref(wanted)
+        ):
+            if status & 0xFFFFFFFF != _TOO_SHORT:
+                raise OSError(f"NtQuerySystemInformation: {status & 0xFFFFFFFF:#x}")
+            _buffer = ctypes.create_string_buffer(max(2 * len(_buffer), 2 * wanted.value))
+        count = ctypes.c_size_t.from_buffer(_buffer).value
+        pid = os.getpid()
+        for handle in (_Handle * count).from_buffer(_buffer, 2 * ctypes.sizeof(ctypes.c_size_t)):
+            if handle.pid == pid:
+                yield handle.value, handle.type
+
+    def _is_socket(handle: int) -> bool:
+        kind = wintypes.DWORD()
+        size = wintypes.INT(ctypes.sizeof(kind))
+        return not _getsockopt(handle, _SOL_SOCKET, _SO_TYPE, ctypes.byref(kind), ctypes.byref(size))
+
+    def _type_of_sockets() -> int:
+        with socket.socket() as sock:
+            return dict(_handles())[sock.fileno()]
+
+    _TYPE = _type_of_sockets()
 
     def open_sockets() -> set[str]:
         """Return the handles of the sockets that this process has open."""
-        global _highest
-        found = set()
-        flags, kind = wintypes.DWORD(), wintypes.DWORD()
-        handle = _STEP
-        while handle <= _highest + _UNUSED * _STEP:
-            if _kernel32.GetHandleInformation(handle, ctypes.byref(flags)):
-                _highest = max(_highest, handle)
-                size = wintypes.INT(ctypes.sizeof(kind))
-                if not _getsockopt(handle, _SOL_SOCKET, _SO_TYPE, ctypes.byref(kind), ctypes.byref(size)):
-                    found.add(f"socket {handle}")
-            handle += _STEP
-        return found
+        return {f"socket {handle}" for handle, kind in _handles() if kind == _TYPE and _is_socket(handle)}
 
 else:
 

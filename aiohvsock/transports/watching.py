@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import select
 import socket
 import threading
@@ -71,7 +70,7 @@ class _Watched:
 
 
 class SelectThread:
-    """Watches sockets in a thread, and calls back in the loop's.
+    """Watches sockets in a thread, and calls back in the loop's; what is too many for one select() in another thread.
 
     It ends with the loop. All methods are for the loop's thread.
 
@@ -85,6 +84,7 @@ class SelectThread:
         self._lock = threading.RLock()
         self._readers: dict[int, _Watched] = {}
         self._writers: dict[int, _Watched] = {}
+        self._others: list[SelectThread] = []
         self._ended = False
         self._woken = False
         self._ours, self._theirs = socket.socketpair()
@@ -110,39 +110,51 @@ class SelectThread:
         return self._ended
 
     def add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
-        self._add(self._readers, fd, callback, args)
+        thread = self._thread_for(fd)
+        thread._add(thread._readers, fd, callback, args)
 
     def remove_reader(self, fd: int) -> bool:
-        return self._remove(self._readers, fd)
+        return any(thread._remove(thread._readers, fd) for thread in (self, *self._others))
 
     def add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
-        self._add(self._writers, fd, callback, args)
+        thread = self._thread_for(fd)
+        thread._add(thread._writers, fd, callback, args)
 
     def remove_writer(self, fd: int) -> bool:
-        return self._remove(self._writers, fd)
+        return any(thread._remove(thread._writers, fd) for thread in (self, *self._others))
+
+    def _thread_for(self, fd: int) -> SelectThread:
+        """Return the thread that watches it already; otherwise one that has room."""
+        if self._ended:
+            raise RuntimeError("the event loop is being closed")
+        threads = [self, *self._others]
+        for thread in threads:
+            if fd in thread._readers or fd in thread._writers:
+                return thread
+        for thread in threads:
+            if max(len(thread._readers), len(thread._writers)) < _MOST:
+                return thread
+        self._others.append(SelectThread(self._loop))
+        return self._others[-1]
 
     def _add(
         self, watched: dict[int, _Watched], fd: int, callback: Callable[..., object], args: tuple[Any, ...]
     ) -> None:
-        if self._ended:
-            raise RuntimeError("the event loop is being closed")
         with self._lock:
-            if fd not in watched and max(len(self._readers), len(self._writers)) >= _MOST:
-                raise OSError(
-                    errno.EMFILE,
-                    f"no more than {_MOST} sockets can listen or be connecting at once on this loop",
-                )
             watched[fd] = _Watched(callback, args, copy_context())
         self._wake()
 
     def _remove(self, watched: dict[int, _Watched], fd: int) -> bool:
         with self._lock:
             found = watched.pop(fd, None)
-        self._wake()
+        if found is not None:
+            self._wake()
         return found is not None
 
     def close(self) -> None:
         """Stop watching, and end the thread."""
+        for thread in self._others:
+            thread.close()
         self._ended = True
         with self._lock:
             self._readers.clear()
@@ -177,9 +189,10 @@ class SelectThread:
         try:
             while not (self._ended or self._loop.is_closed()):
                 with self._lock:
-                    self._woken = False
+                    # In this order: the collector can run in between, and wake.
                     with contextlib.suppress(BlockingIOError):
                         self._theirs.recv(1024)
+                    self._woken = False
                     readers = {fd: entry for fd, entry in self._readers.copy().items() if not entry.told}
                     writers = {fd: entry for fd, entry in self._writers.copy().items() if not entry.told}
                 for watched, fd, entry in self._select(readers, writers):

@@ -29,7 +29,9 @@ PATIENCE = 10.0
 
 
 @pytest.fixture
-async def thread() -> AsyncIterator[SelectThread]:
+async def thread(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SelectThread]:
+    # Who is woken too late is late for the test.
+    monkeypatch.setattr(watching, "_LOOK", 3600)
     thread = SelectThread(asyncio.get_running_loop())
     yield thread
     thread.close()
@@ -328,23 +330,31 @@ async def test_closed_while_it_is_watched(thread: SelectThread, pair: Pair, way:
 async def test_more_than_one_select_takes(thread: SelectThread, pair: Pair) -> None:
     a, b = pair()
     with contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(511)]
+        idle = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(700)]
         for sock in idle:
             thread.add_reader(sock.fileno(), pytest.fail, "nothing has come")
-        for add in (thread.add_reader, thread.add_writer):
-            with pytest.raises(
-                OSError, match="no more than 511 sockets can listen or be connecting"
-            ) as caught:
-                add(a.fileno(), pytest.fail)
-            assert caught.value.errno == errno.EMFILE
-        # One for another it takes.
-        thread.add_reader(idle[0].fileno(), pytest.fail)
-        assert thread.remove_reader(idle[0].fileno())
         thread.add_reader(a.fileno(), reading := Reading(a))
         b.send(b"x")
         await reading.received(1)
+        # Who watches it already gets this, too, though there is room in front of it.
+        assert thread.remove_reader(idle[0].fileno())
+        written = asyncio.Event()
+        thread.add_writer(a.fileno(), written.set)
+        await asyncio.wait_for(written.wait(), PATIENCE)
+        assert thread.remove_writer(a.fileno())
+        assert thread.remove_reader(a.fileno())
+        thread.add_reader(a.fileno(), again := Reading(a))
+        b.send(b"y")
+        await again.received(1)
         for sock in (a, *idle[1:]):
             assert thread.remove_reader(sock.fileno())
+        assert not thread.remove_reader(a.fileno())
+        threads = [thread, *thread._others]
+        assert len(threads) == 2
+        thread.close()
+        for each in threads:
+            joined(each)
+            assert each.ended
 
 
 async def test_a_storm_of_changes(thread: SelectThread, pair: Pair) -> None:
@@ -414,6 +424,30 @@ async def test_the_collector_may_come_at_any_point(thread: SelectThread, pair: P
         await rounds(thread, pair)
         for sock in idle:
             thread.remove_reader(sock.fileno())
+
+
+async def test_the_collector_comes_while_the_thread_wakes(thread: SelectThread, pair: Pair) -> None:
+    class Theirs:
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock = sock
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.sock, name)
+
+        def recv(self, size: int) -> bytes:
+            thread._wake()
+            try:
+                return self.sock.recv(size)
+            finally:
+                thread._wake()
+
+    await rounds(thread, pair)
+    theirs = thread._theirs
+    with thread._lock:
+        thread._theirs = Theirs(theirs)  # type: ignore[assignment]
+    await rounds(thread, pair, 20)
+    thread._theirs = theirs
+    await rounds(thread, pair)
 
 
 # -- the end -----------------------------------------------------------------------------------------------
