@@ -13,7 +13,7 @@ on() {
 }
 
 on 3.13 "$@" &&
-    on 3.12 -k "not winloop and not selector-hyperv and not [selector]" "$@" &&
+    AIOHVSOCK_LOOPS=proactor on 3.12 "$@" &&
     AIOHVSOCK_TESTBED_WINE=1 .venv/bin/python -m pytest -p no:cacheprovider tests/testbeds/test_wine.py
 status=$?
 if [ "$status" = 2 ] && [ -z "${CI:-}" ] && ! .venv/bin/python -m tests.testbeds.wine --no-provider -- -c pass 2>/dev/null; then
