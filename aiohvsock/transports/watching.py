@@ -187,12 +187,15 @@ class SelectThread:
 
     def _run(self) -> None:
         try:
-            while not (self._ended or self._loop.is_closed()):
+            while True:
                 with self._lock:
                     # In this order: the collector can run in between, and wake.
                     with contextlib.suppress(BlockingIOError):
                         self._theirs.recv(1024)
                     self._woken = False
+                    # Only now, or to be woken for this is forgotten.
+                    if self._ended or self._loop.is_closed():
+                        return
                     readers = {fd: entry for fd, entry in self._readers.copy().items() if not entry.told}
                     writers = {fd: entry for fd, entry in self._writers.copy().items() if not entry.told}
                 for watched, fd, entry in self._select(readers, writers):

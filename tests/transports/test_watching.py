@@ -10,7 +10,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -426,31 +426,41 @@ async def test_the_collector_may_come_at_any_point(thread: SelectThread, pair: P
             thread.remove_reader(sock.fileno())
 
 
+class Interrupting:
+    """The end that a thread is woken by, where something comes in between."""
+
+    def __init__(self, sock: socket.socket, comes: Callable[[], object]) -> None:
+        self._sock = sock
+        self._comes = comes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def recv(self, size: int) -> bytes:
+        self._comes()
+        try:
+            return self._sock.recv(size)
+        finally:
+            self._comes()
+
+
 async def test_the_collector_comes_while_the_thread_wakes(thread: SelectThread, pair: Pair) -> None:
-    class Theirs:
-        def __init__(self, sock: socket.socket) -> None:
-            self.sock = sock
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.sock, name)
-
-        def recv(self, size: int) -> bytes:
-            thread._wake()
-            try:
-                return self.sock.recv(size)
-            finally:
-                thread._wake()
-
     await rounds(thread, pair)
     theirs = thread._theirs
-    with thread._lock:
-        thread._theirs = Theirs(theirs)  # type: ignore[assignment]
+    thread._theirs = Interrupting(theirs, thread._wake)  # type: ignore[assignment]
     await rounds(thread, pair, 20)
     thread._theirs = theirs
     await rounds(thread, pair)
 
 
 # -- the end -----------------------------------------------------------------------------------------------
+
+
+async def test_closed_while_the_thread_wakes(thread: SelectThread, pair: Pair) -> None:
+    await rounds(thread, pair)
+    thread._theirs = Interrupting(thread._theirs, thread.close)  # type: ignore[assignment]
+    thread._wake()
+    joined(thread)
 
 
 async def test_closed(thread: SelectThread, pair: Pair) -> None:
