@@ -242,7 +242,7 @@ async def test_a_raising_connection_made_costs_one_connection(address: Address) 
 async def test_a_failing_accept_never_stops_the_listener(
     address: Address, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(readiness, "_ACCEPT_DELAY", 0.01)
+    monkeypatch.setattr(readiness, "ACCEPT_DELAY", 0.01)
     reports = catch()
     factory = Collecting()
     server = await create_hv_server(factory, address)

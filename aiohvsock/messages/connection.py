@@ -22,6 +22,7 @@ from ..exceptions import (
     ProtocolError,
 )
 from ..protocol import CloseCode, Closed, Event, Failed, Opened, Pong
+from .closing import check_close, said
 from .receiving import OnMessage, ReceivingHalf
 from .settings import Settings
 
@@ -31,19 +32,6 @@ T = TypeVar("T")
 
 # Seconds that data may wait to be sent once the connection is done.
 _FLUSH_TIMEOUT = 10.0
-
-# What a program may say itself; the other codes below 128 are for this package to find.
-_CLOSE_CODES = frozenset(
-    (
-        CloseCode.OK,
-        CloseCode.GOING_AWAY,
-        CloseCode.INTERNAL_ERROR,
-        CloseCode.NOT_ALLOWED,
-        CloseCode.TRY_AGAIN_LATER,
-        *range(128, 256),
-    )
-)
-
 
 # One a loop, so that an idle connection has none of its own; two threads cannot be in the same one.
 _timer_contexts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Context] = weakref.WeakKeyDictionary()
@@ -193,10 +181,7 @@ class MessageConnection(ReceivingHalf[T]):
 
     def start_closing(self, code: int = CloseCode.OK, reason: str = "") -> None:
         """Do what :meth:`close` does, but do not wait for its end; for callbacks."""
-        if code not in _CLOSE_CODES:
-            raise ValueError(f"a program closes with a code of CloseCode or from 128 to 255, not {code!r}")
-        if not isinstance(reason, str):
-            raise TypeError(f"reason must be a str, not {reason!r}")
+        check_close(code, reason)
         if self._end is None:
             self._flush()
             error = self.transport.get_extra_info("hv_write_error")
@@ -307,7 +292,7 @@ class MessageConnection(ReceivingHalf[T]):
                     if asked <= token and not answer.done():
                         answer.set_result(None)
             case Closed(code, reason) if CloseCode.is_ok(code):
-                text = f"{self} was closed by the peer{_said(code, reason)}"
+                text = f"{self} was closed by the peer{said(code, reason)}"
                 end = ConnectionClosedOK(text, code=code, reason=reason)
                 # TLS has no half of an end.
                 if self._wire.half_close and self._on_message is None and self.transport.can_write_eof():
@@ -316,7 +301,7 @@ class MessageConnection(ReceivingHalf[T]):
                     self._set_ended(end)
                     self._wire.close()
             case Closed(code, reason):
-                self._set_lost(ProtocolError(f"the peer has closed it{_said(code, reason)}"), code, reason)
+                self._set_lost(ProtocolError(f"the peer has closed it{said(code, reason)}"), code, reason)
             case Failed(error, code):
                 self._set_lost(error, code)
 
@@ -393,10 +378,3 @@ class MessageConnection(ReceivingHalf[T]):
             self._call_held()
         if self._gone is not None:
             self._gone.set_result(None)
-
-
-def _said(code: int, reason: str) -> str:
-    """Return what the peer said at the end; its text may hold anything, and must not make lines in a log."""
-    known = code in CloseCode.__members__.values()
-    name = CloseCode(code).name.lower().replace("_", " ") if known else f"code {code}"
-    return f" ({name}: {reason!r})" if reason else f" ({name})" if code else ""

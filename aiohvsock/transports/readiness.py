@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 from ..platforms import READABLE, Readiness
 from .watching import watcher_of
 
-__all__ = ["Acceptor", "connect"]
+__all__ = ["ACCEPT_DELAY", "PEER_GONE", "Acceptor", "connect", "when_ready"]
 
 # How long a listener rests when accept() fails for want of descriptors or memory; asyncio's own figure.
-_ACCEPT_DELAY = 1.0
+ACCEPT_DELAY = 1.0
 
 # A peer that went away before it was accepted: its own trouble, not the listener's.
-_PEER_GONE = frozenset((errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ENOTCONN, errno.ETIMEDOUT))
+PEER_GONE = frozenset((errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ENOTCONN, errno.ETIMEDOUT))
 
 
 async def connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, steps: Generator[Readiness]) -> None:
@@ -24,20 +25,29 @@ async def connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, steps: G
 
     The socket stays the caller's, who closes it when this fails or is cancelled.
     """
+    for wanted in steps:
+        with when_ready(loop, sock, wanted) as ready:
+            await ready
+
+
+@contextlib.contextmanager
+def when_ready(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, wanted: Readiness
+) -> Iterator[asyncio.Future[None]]:
+    """Return a future that is done when the socket is ready; it is watched until the end of the block."""
     fd = sock.fileno()
     watcher = watcher_of(loop)
-    for wanted in steps:
-        ready = loop.create_future()
-        add, remove = (
-            (watcher.add_reader, watcher.remove_reader)
-            if wanted == READABLE
-            else (watcher.add_writer, watcher.remove_writer)
-        )
-        add(fd, _wake, ready)
-        try:
-            await ready
-        finally:
-            remove(fd)
+    ready = loop.create_future()
+    add, remove = (
+        (watcher.add_reader, watcher.remove_reader)
+        if wanted == READABLE
+        else (watcher.add_writer, watcher.remove_writer)
+    )
+    add(fd, _wake, ready)
+    try:
+        yield ready
+    finally:
+        remove(fd)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -97,7 +107,7 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _PEER_GONE:
+                if error.errno in PEER_GONE:
                     continue
                 self._rest(error)
                 return
@@ -106,11 +116,11 @@ class Acceptor:
     def _rest(self, error: OSError) -> None:
         """Out of descriptors, or the like: the listener stays readable, so asking at once would spin."""
         closed = self._sock.fileno() < 0
-        then = "its socket was closed by somebody else" if closed else f"it goes on in {_ACCEPT_DELAY:g} s"
+        then = "its socket was closed by somebody else" if closed else f"it goes on in {ACCEPT_DELAY:g} s"
         self._loop.call_exception_handler(
             {"message": f"accept failed; the listener: {then}", "exception": error, "socket": self._sock}
         )
         self.stop()
         if closed:  # its number may be another's by now
             return
-        self._delay = self._loop.call_later(_ACCEPT_DELAY, self.start)
+        self._delay = self._loop.call_later(ACCEPT_DELAY, self.start)

@@ -318,7 +318,7 @@ async def test_a_listening_socket_that_the_user_closes(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is over, said once, and costs nobody else anything."""
-    monkeypatch.setattr(readiness, "_ACCEPT_DELAY", 0)
+    monkeypatch.setattr(readiness, "ACCEPT_DELAY", 0)
     reports = catch()
     factory = Collecting()
     broken = HypervAddress("loopback", random_port())
