@@ -30,6 +30,7 @@ __all__ = [
     "create_hv_connection",
     "create_hv_server",
     "dial",
+    "look_up",
     "open_server",
 ]
 
@@ -347,7 +348,7 @@ async def dial(
     delays = retry.delays() if retry is not None else None
     while True:
         try:
-            current = await _look_up(address) if callable(address) else address
+            current = await look_up(address) if callable(address) else address
             return await _attempt(loop, current, options)
         except HvConnectError as error:
             if delays is None or not error.transient:
@@ -357,7 +358,12 @@ async def dial(
         await asyncio.sleep(delay)
 
 
-async def _look_up(source: AddressSource) -> Address:
+async def look_up(source: AddressSource) -> Address:
+    """Return the address of a machine as it is now.
+
+    Raises:
+        HvConnectError: it cannot be found out; trying again can help.
+    """
     try:
         return to_address(await source())
     except HvAddressError as error:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import inspect
 import logging
 import ssl as _ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache, partial
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import Any, NoReturn, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
@@ -33,17 +32,12 @@ from ..listening import AddressSource, ListenOn
 from ..server import Allow, HvServer
 from ..transports.proactor import ProactorTransport
 from ..transports.selector import SelectorTransport
+from ._hosts import Hosts, Resolver, Target
 
 __all__ = ["HvConnector", "HvSite", "Resolver", "run_app"]
 
 # Seconds to say goodbye to a peer that may be gone. HTTP tells the end of a message itself.
 _GOODBYE = 1.0
-
-_Target: TypeAlias = AddressLike | AddressSource
-
-Resolver: TypeAlias = Callable[[str, int], _Target | None | Awaitable[_Target | None]]
-"""Gives the address of a machine for the host and the port of a URL, at once or as an awaitable. For a host that it
-does not know it gives None, or raises :exc:`LookupError`."""
 
 
 # -- the client --------------------------------------------------------------------------------------------
@@ -83,7 +77,7 @@ class HvConnector(aiohttp.BaseConnector):
 
     def __init__(
         self,
-        address: _Target | Mapping[str, _Target] | Resolver,
+        address: Target | Mapping[str, Target] | Resolver,
         *,
         ssl: _ssl.SSLContext | aiohttp.Fingerprint | bool = True,
         keepalive_timeout: float | None = 15.0,
@@ -96,18 +90,9 @@ class HvConnector(aiohttp.BaseConnector):
         connected_suspend: bool = False,
         socket_options: Iterable[SocketOption] = (),
     ) -> None:
-        self._table: Mapping[str, _Target] | None = None
-        self._find: Resolver
-        if isinstance(address, Mapping):
-            self._table = address
-            self._find = self._look_up
-        elif callable(address) and _takes_host_and_port(address):
-            self._find = cast("Resolver", address)
-        else:
-            fixed = cast("AddressSource", address) if callable(address) else to_address(address)
-            self._find = lambda host, port: fixed
+        self._hosts = Hosts(address)
         self._ssl = ssl
-        self._dialled: WeakKeyDictionary[ResponseHandler, _Target] = WeakKeyDictionary()
+        self._dialled: WeakKeyDictionary[ResponseHandler, Target] = WeakKeyDictionary()
         self._fresh: WeakSet[ResponseHandler] = WeakSet()  # not in the pool yet
         self._dial = partial(
             create_hv_connection,
@@ -131,11 +116,11 @@ class HvConnector(aiohttp.BaseConnector):
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
-            if self._table is None or protocol is None:
+            if self._hosts.table is None or protocol is None:
                 return connection
             fresh = protocol in self._fresh
             self._fresh.discard(protocol)
-            if fresh or self._dialled[protocol] == self._look_up(*_host_and_port(req)):
+            if fresh or self._dialled[protocol] == self._hosts.look_up(*_host_and_port(req)):
                 return connection
             connection.close()
 
@@ -170,38 +155,13 @@ class HvConnector(aiohttp.BaseConnector):
         self._fresh.add(protocol)
         return protocol
 
-    def _look_up(self, host: str, port: int) -> _Target | None:
-        assert self._table is not None
-        found = self._table.get(host)
-        if found is None:
-            # In a URL a host has lost its capitals.
-            found = next((self._table[name] for name in self._table if name.lower() == host), None)
-        return found
-
-    async def _resolve(self, req: aiohttp.ClientRequest) -> _Target:
-        host, port = _host_and_port(req)
-        cause: Exception | None = None
-        found: object = None
+    async def _resolve(self, req: aiohttp.ClientRequest) -> Target:
         try:
-            found = self._find(host, port)
-            if inspect.isawaitable(found):
-                found = await found
+            return await self._hosts.find(*_host_and_port(req))
         except TimeoutError:
             raise
         except OSError as error:
             raise aiohttp.ClientConnectorDNSError(req.connection_key, error) from error
-        except (LookupError, HvAddressError) as error:
-            cause = error
-        if found is not None:
-            return cast("_Target", found)
-        failure = HvConnectError(
-            errno.EHOSTUNREACH,
-            "connect",
-            remote=host,
-            detail=f"no machine is known by this name{f': {cause!r}' if cause else ''}",
-            hint=f"known are: {', '.join(sorted(self._table)) or 'none'}" if self._table is not None else "",
-        )
-        raise aiohttp.ClientConnectorDNSError(req.connection_key, failure) from cause
 
     # What TCPConnector does, in its words.
 
@@ -230,17 +190,6 @@ def _host_and_port(req: aiohttp.ClientRequest) -> tuple[str, int]:
     host, port = req.url.host, req.url.port
     assert host is not None and port is not None  # or the session has raised InvalidURL
     return host, port
-
-
-def _takes_host_and_port(function: Callable[..., object]) -> bool:
-    """Tell a resolver from an async callable that gives one address."""
-    try:
-        inspect.signature(function).bind("host", 80)
-    except TypeError:
-        return False
-    except ValueError:  # one written in C has no signature
-        pass
-    return True
 
 
 @cache

@@ -20,9 +20,9 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if
 
 from .._log import logger
 from ..addresses import Address, AddressLike, to_address
-from ..endpoints import Retry, SocketOption, checked_options
+from ..endpoints import Retry, SocketOption, checked_options, look_up
 from ..exceptions import HvConnectError, HvError
-from ..listening import bind_all
+from ..listening import AddressSource, bind_all
 from ..platforms import Listener as BoundSocket
 from ..platforms import Names, Options, listener_of, names_of, platform_for
 from ..transports.readiness import ACCEPT_DELAY, PEER_GONE
@@ -329,7 +329,7 @@ def _check_type(sock: socket.socket) -> None:
 
 
 async def connect_hv(
-    address: AddressLike,
+    address: AddressLike | AddressSource,
     *,
     connect_timeout: float | None = 30.0,
     retry: Retry | None = None,
@@ -342,7 +342,8 @@ async def connect_hv(
     Cancelling it, at any moment, leaves no descriptor behind.
 
     Args:
-        address: whom to dial, as a value or as text.
+        address: whom to dial, as a value or as text; or an async callable that is asked for it before each attempt,
+            such as :func:`aiohvsock.hyperv.machine_address`, which itself needs asyncio.
         connect_timeout: seconds for one attempt, the handshake of hybrid vsock included. It also takes the place of
             the kernel's own limit, which is 2 s. None waits as long as it takes.
         retry: how to keep trying while the machine boots; None tries once. :func:`anyio.fail_after` bounds it.
@@ -359,11 +360,11 @@ async def connect_hv(
         HvConnectError: connecting failed in another way.
     """
     options = checked_options(connect_timeout, buffer_size, connected_suspend, socket_options)
-    target = to_address(address)
+    target = address if callable(address) else to_address(address)
     delays = retry.delays() if retry is not None else None
     while True:
         try:
-            return await _attempt(target, options)
+            return await _attempt(await look_up(target) if callable(target) else target, options)
         except HvConnectError as error:
             if delays is None or not error.transient:
                 raise
@@ -452,12 +453,12 @@ class HvConnectable(ByteStreamConnectable):
     """Dials a VM socket, wherever anyio takes a connectable: its ``TLSConnectable``, for one.
 
     Args:
-        address: whom to dial, as a value or as text.
+        address: whom to dial, as :func:`connect_hv` has it.
         connect_timeout: as :func:`connect_hv` has it.
         retry: as :func:`connect_hv` has it.
     """
 
-    address: AddressLike
+    address: AddressLike | AddressSource
     connect_timeout: float | None = 30.0
     retry: Retry | None = None
 
