@@ -27,7 +27,8 @@ from .addresses import (
     service_id,
     service_port,
 )
-from .endpoints import Retry, create_hv_connection, create_hv_server
+from .dialling import Retry
+from .endpoints import create_hv_connection, create_hv_server
 from .exceptions import (
     ConnectionClosed,
     ConnectionClosedOK,

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 import socket
 import ssl as _ssl
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeAlias, TypedDict, TypeVar, Unpack
 
-from ._log import logger
 from .addresses import Address, AddressLike, to_address
-from .exceptions import HvAddressError, HvConnectError, HvError, HvTimeout
+from .dialling import Retry, dial
+from .exceptions import HvConnectError, HvTimeout
 from .listening import AddressSource, FollowedListener, ListenOn, bind_all
 from .platforms import Names, Options, listener_of, names_of, platform_for
 from .server import Allow, HvServer, allow_predicate
 from .transports import transport_class
-from .transports.readiness import connect
 from .transports.tls import TLS, app_transport
 
 __all__ = [
     "ConnectOptions",
     "ListenOptions",
-    "Retry",
     "checked_options",
     "create_hv_connection",
     "create_hv_server",
-    "dial",
-    "look_up",
     "open_server",
 ]
 
@@ -38,41 +32,6 @@ SocketOption: TypeAlias = tuple[int, int, int | bytes]
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 _S = TypeVar("_S", bound=HvServer)
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How to keep trying to connect while a virtual machine boots.
-
-    Only errors that a booting machine gives are tried again: nobody listens yet, no answer in time, no such
-    CID or socket yet. The others (a right is missing, this system cannot) end it at once. It has no limit of
-    its own; bound it with :func:`asyncio.timeout`.
-
-    Args:
-        delay: seconds to wait after the first attempt.
-        max_delay: seconds to wait at most.
-        factor: what the wait grows by each time.
-        jitter: the part of each wait that is random, 0 ... 1, so that many clients do not come at once.
-
-    Raises:
-        ValueError: a figure makes no sense.
-    """
-
-    delay: float = 0.1
-    max_delay: float = 2.0
-    factor: float = 1.6
-    jitter: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not (0 < self.delay <= self.max_delay and self.factor >= 1 and 0 <= self.jitter <= 1):
-            raise ValueError(f"{self!r}: needs 0 < delay <= max_delay, factor >= 1, 0 <= jitter <= 1")
-
-    def delays(self) -> Iterator[float]:
-        """Yield the waits between attempts, in seconds, without end."""
-        delay = self.delay
-        while True:
-            yield delay * (1 + self.jitter * random.uniform(-1, 1))
-            delay = min(delay * self.factor, self.max_delay)
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -339,70 +298,6 @@ async def open_server(
 
 def _not_bound(error: OSError, local: Address | None) -> HvConnectError:
     return HvConnectError(error.errno or errno.EINVAL, "listen", local=local, hint="a sock= must be bound")
-
-
-async def dial(
-    loop: asyncio.AbstractEventLoop, address: Address | AddressSource, options: Options, retry: Retry | None
-) -> tuple[socket.socket, Names]:
-    """Return a connected socket and its names, as :func:`create_hv_connection` wants them."""
-    delays = retry.delays() if retry is not None else None
-    while True:
-        try:
-            current = await look_up(address) if callable(address) else address
-            return await _attempt(loop, current, options)
-        except HvConnectError as error:
-            if delays is None or not error.transient:
-                raise
-            delay = next(delays)
-            logger.debug("%s; trying again in %.1f s", error.strerror, delay)
-        await asyncio.sleep(delay)
-
-
-async def look_up(source: AddressSource) -> Address:
-    """Return the address of a machine as it is now.
-
-    Raises:
-        HvConnectError: it cannot be found out; trying again can help.
-    """
-    try:
-        return to_address(await source())
-    except HvAddressError as error:
-        raise HvConnectError(
-            errno.EHOSTUNREACH,
-            "connect",
-            remote=source,
-            detail=str(error),
-            hint="is the machine running?",
-            transient=True,
-        ) from error
-
-
-async def _attempt(
-    loop: asyncio.AbstractEventLoop, address: Address, options: Options
-) -> tuple[socket.socket, Names]:
-    platform = platform_for(address)
-    address = platform.native(address)
-    try:
-        sock = platform.open_socket(options)
-    except HvError:
-        raise
-    except OSError as error:
-        raise platform.failure(error, "connect", remote=address, local=None) from error
-    try:
-        try:
-            async with asyncio.timeout(options.connect_timeout):
-                await connect(loop, sock, platform.dial(sock, address))
-            return sock, platform.names(sock, address)
-        except OSError as error:
-            local = platform.local(sock)
-            if error.errno is None:  # asyncio.timeout()'s
-                reason = OSError(errno.ETIMEDOUT, f"no answer within {options.connect_timeout:g} s")
-            else:
-                reason = error
-            raise platform.failure(reason, "connect", remote=address, local=local) from error
-    except BaseException:
-        sock.close()
-        raise
 
 
 def _adopt(sock: socket.socket) -> Names:

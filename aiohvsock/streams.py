@@ -134,6 +134,8 @@ class HvStreamProtocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         client_connected_cb: on a server, called with the reader and the writer of each connection.
     """
 
+    _closed: asyncio.Future[None]
+
     def __init__(self, limit: int, client_connected_cb: ClientConnected | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._received = scratch_of(self._loop)[:_READ_SIZE]
@@ -169,6 +171,13 @@ class HvStreamProtocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
                 }
             )
             transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # The reader and the writer tell the error. asyncio marks it as told when the protocol is deleted; but of a
+        # collected cycle the future may be the first to go, and complain.
+        if self._closed.done() and not self._closed.cancelled():
+            self._closed.exception()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._received

@@ -22,7 +22,8 @@ STANDS_ON = {
     "transports": ["platforms"],
     "server": ["transports"],
     "listening": ["server"],
-    "endpoints": ["listening"],
+    "dialling": ["listening"],
+    "endpoints": ["dialling"],
     "streams": ["endpoints"],
     "messages": ["protocol", "endpoints"],
     "": ["streams", "messages"],  # the package itself: the public names

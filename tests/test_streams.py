@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import socket
@@ -316,3 +317,19 @@ async def test_wait_closed_after_a_clean_end(address: Address, when: str) -> Non
         writer.close()
         await writer.wait_closed()
         await writer.wait_closed()
+
+
+async def test_an_error_is_not_complained_of_when_it_is_collected(pair: Pair) -> None:
+    """Of a cycle the collector may take the future of the end before the protocol that would mark it as told."""
+    a, _ = pair()
+    reader, writer = await open_hv_connection(sock=own(a))
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    protocol: Any = writer.transport.get_protocol()
+    protocol.connection_lost(BrokenPipeError())
+    del protocol._closed
+    gc.collect()
+    assert complaints == []
+    with pytest.raises(BrokenPipeError):
+        await reader.read()
+    writer.transport.abort()

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..addresses import AddressLike, HybridAddress, HypervAddress, VsockAddress, parse_address, to_address
-from ..endpoints import Retry
+from ..dialling import Retry
 from ..messages import MessageConnection, connect, serve
 from ..testing import local_address
 from .output import say

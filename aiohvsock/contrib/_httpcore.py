@@ -15,7 +15,8 @@ from anyio import aclose_forcefully
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from ..endpoints import Retry, SocketOption
+from ..dialling import Retry
+from ..endpoints import SocketOption
 from ..exceptions import HvAddressError, HvError
 from ._hosts import Hosts, Resolver, Target
 from .anyio import HvAttribute, connect_hv
@@ -45,12 +46,10 @@ class _Network:
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, **meant_for_tcp: object
     ) -> _Stream:
-        with _failing(self._core, "Connect"):
-            # Each attempt may take as long, and all of them together; an error of an attempt says more.
-            bound = timeout if self._retry is not None else None
-            with anyio.fail_after(bound):
-                target = await self._hosts.find(host, port)
-                stream = await connect_hv(target, connect_timeout=timeout, retry=self._retry, **self._options)
+        # Each attempt may take as long, and all of them together; an error of an attempt says more.
+        with _failing(self._core, "Connect", timeout if self._retry is not None else None):
+            target = await self._hosts.find(host, port)
+            stream = await connect_hv(target, connect_timeout=timeout, retry=self._retry, **self._options)
         return _Stream(self._core, stream)
 
     async def connect_unix_socket(self, path: str, **options: object) -> _Stream:
@@ -68,7 +67,7 @@ class _Stream:
         self._stream = stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with _failing(self._core, "Read"), anyio.fail_after(timeout):
+        with _failing(self._core, "Read", timeout):
             try:
                 return await self._stream.receive(max_bytes)
             except anyio.EndOfStream:
@@ -76,7 +75,7 @@ class _Stream:
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer:
-            with _failing(self._core, "Write"), anyio.fail_after(timeout):
+            with _failing(self._core, "Write", timeout):
                 await self._stream.send(buffer)
 
     async def aclose(self) -> None:
@@ -87,7 +86,7 @@ class _Stream:
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> _Stream:
         try:
-            with _failing(self._core, "Connect"), anyio.fail_after(timeout):
+            with _failing(self._core, "Connect", timeout):
                 stream = await TLSStream.wrap(
                     self._stream,
                     hostname=server_hostname,
@@ -120,7 +119,7 @@ def _is_readable(sock: socket.socket) -> bool:
     """Tell whether an idle connection has something to read: its end."""
     if sock.fileno() < 0:
         return True
-    if not hasattr(select, "poll"):  # Windows; and there select() takes any number of descriptor
+    if not hasattr(select, "poll"):  # Windows; where select() minds how many, not which numbers
         return bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN)
@@ -128,12 +127,19 @@ def _is_readable(sock: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def _failing(core: ModuleType, operation: str) -> Iterator[None]:
-    """Raise httpcore's errors: ReadTimeout, ReadError, WriteTimeout, ..."""
+def _failing(core: ModuleType, operation: str, timeout: float | None) -> Iterator[None]:
+    """Raise httpcore's errors: ReadTimeout, ReadError, WriteTimeout, ...
+
+    Args:
+        operation: how their names begin.
+        timeout: seconds for the block; None is no limit.
+    """
     try:
-        yield
+        with anyio.fail_after(timeout):
+            yield
     except TimeoutError as error:
-        raise getattr(core, f"{operation}Timeout")(str(error)) from error
+        reason = str(error) or f"{operation.lower()}: not done within {timeout:g} s"
+        raise getattr(core, f"{operation}Timeout")(reason) from error
     except (
         OSError,
         HvAddressError,

@@ -26,7 +26,8 @@ from aiohttp.tracing import Trace
 from aiohttp.web_log import AccessLogger
 
 from ..addresses import AddressLike, HybridAddress, HypervAddress, VsockAddress, to_address
-from ..endpoints import ConnectOptions, Retry, SocketOption, create_hv_connection, open_server
+from ..dialling import Retry
+from ..endpoints import ConnectOptions, SocketOption, create_hv_connection, open_server
 from ..exceptions import HvAddressError, HvConnectError
 from ..listening import AddressSource, ListenOn
 from ..server import Allow, HvServer

@@ -7,7 +7,6 @@ around any of them. :class:`MessageStream` is the message layer, over any byte s
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
@@ -20,11 +19,11 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if
 
 from .._log import logger
 from ..addresses import Address, AddressLike, to_address
-from ..endpoints import Retry, SocketOption, checked_options, look_up
-from ..exceptions import HvConnectError, HvError
+from ..dialling import Retry, opened, retrying
+from ..endpoints import SocketOption, checked_options
 from ..listening import AddressSource, bind_all
 from ..platforms import Listener as BoundSocket
-from ..platforms import Names, Options, listener_of, names_of, platform_for
+from ..platforms import Names, listener_of, names_of, platform_for
 from ..transports.readiness import ACCEPT_DELAY, PEER_GONE
 from ._anyio_messages import MessageStream
 from ._anyio_waiting import Waiting
@@ -361,45 +360,17 @@ async def connect_hv(
     """
     options = checked_options(connect_timeout, buffer_size, connected_suspend, socket_options)
     target = address if callable(address) else to_address(address)
-    delays = retry.delays() if retry is not None else None
-    while True:
-        try:
-            return await _attempt(await look_up(target) if callable(target) else target, options)
-        except HvConnectError as error:
-            if delays is None or not error.transient:
-                raise
-            delay = next(delays)
-            logger.debug("%s; trying again in %.1f s", error.strerror, delay)
-        await anyio.sleep(delay)
 
-
-async def _attempt(address: Address, options: Options) -> HvStream:
-    await checkpoint()
-    platform = platform_for(address)
-    address = platform.native(address)
-    try:
-        sock = platform.open_socket(options)
-    except HvError:
-        raise
-    except OSError as error:
-        raise platform.failure(error, "connect", remote=address, local=None) from error
-    try:
-        try:
+    async def attempt(address: Address) -> HvStream:
+        await checkpoint()
+        with opened(address, options) as (platform, native, sock):
+            waiting = Waiting(sock)
             with anyio.fail_after(options.connect_timeout):
-                waiting = Waiting(sock)
-                for wanted in platform.dial(sock, address):
+                for wanted in platform.dial(sock, native):
                     await waiting.ready(wanted)
-            return HvStream(sock, platform.names(sock, address))
-        except OSError as error:
-            local = platform.local(sock)
-            if error.errno is None:  # fail_after()'s
-                reason = OSError(errno.ETIMEDOUT, f"no answer within {options.connect_timeout:g} s")
-            else:
-                reason = error
-            raise platform.failure(reason, "connect", remote=address, local=local) from error
-    except BaseException:
-        sock.close()
-        raise
+            return HvStream(sock, platform.names(sock, native))
+
+    return await retrying(attempt, target, retry, anyio.sleep)
 
 
 async def create_hv_listener(

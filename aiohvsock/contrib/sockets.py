@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterable
 
 from ..addresses import AddressLike, to_address
-from ..endpoints import Retry, SocketOption, checked_options, dial
+from ..dialling import Retry, dial
+from ..endpoints import SocketOption, checked_options
 from ..listening import AddressSource
 from ..platforms import platform_for
 

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeAlias, TypeVar, Unpack, overload
 
 from .._log import logger
 from ..addresses import AddressLike
-from ..endpoints import ConnectOptions, Retry, create_hv_connection
+from ..dialling import Retry
+from ..endpoints import ConnectOptions, create_hv_connection
 from ..exceptions import ConnectionClosed, HvConnectError, HvTimeout
 from ..framing import Codec
 from ..framing.base import DEFAULT_MAX_SIZE

@@ -96,6 +96,29 @@ async def test_connect_by_text_and_wait_for_the_service(
 
 
 @everywhere
+async def test_the_address_is_asked_before_each_attempt(address: Address) -> None:
+    asked = 0
+
+    async def machine() -> Address:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise HvAddressError("it is off")
+        return address
+
+    with fail_after(10):
+        with pytest.raises(HvConnectError, match="it is off"):
+            await connect_hv(machine)
+        async with await create_hv_listener(address) as listener, create_task_group() as tasks:
+            tasks.start_soon(listener.serve, shout)
+            asked = 0
+            async with await connect_hv(machine, retry=Retry(delay=0.01)) as stream:
+                assert stream.extra(SocketAttribute.raw_socket).fileno() >= 0
+            tasks.cancel_scope.cancel()
+    assert asked == 2
+
+
+@everywhere
 async def test_connecting_is_cancelled(directory: str) -> None:
     """A monitor that never answers: cancelled, nothing of it is left."""
     path = f"{directory}/vm.sock"

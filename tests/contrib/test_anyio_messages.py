@@ -172,6 +172,8 @@ async def test_what_cannot_be_sent(pair: Pair) -> None:
         for code in (2, 256):
             with pytest.raises(ValueError, match="a program closes with"):
                 await ours.close(code)
+        with pytest.raises(TypeError):
+            await ours.close(reason=b"bytes")  # type: ignore[arg-type]
         await ours.send(b"goes on")
         assert await theirs.receive() == b"goes on"
 
