@@ -26,7 +26,7 @@ from aiohvsock import (
     VsockAddress,
     create_hv_connection,
     create_hv_server,
-    endpoints,
+    dialling,
 )
 from aiohvsock.transports import readiness
 
@@ -292,7 +292,7 @@ async def test_cancelled_in_the_turn_it_succeeds(address: Address, monkeypatch: 
         task.cancel()
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(endpoints, "connect", connect_and_cancel)
+    monkeypatch.setattr(dialling, "connect", connect_and_cancel)
     task = asyncio.ensure_future(create_hv_connection(Recorder, address))
     with pytest.raises(asyncio.CancelledError):
         await task
