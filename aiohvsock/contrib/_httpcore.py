@@ -135,10 +135,12 @@ def _failing(core: ModuleType, operation: str, timeout: float | None) -> Iterato
         timeout: seconds for the block; None is no limit.
     """
     try:
-        with anyio.fail_after(timeout):
+        with anyio.fail_after(timeout) as scope:
             yield
     except TimeoutError as error:
-        reason = str(error) or f"{operation.lower()}: not done within {timeout:g} s"
+        # One that a resolver raises is none of ours, and may come without a limit, and without a text.
+        ours = scope.cancelled_caught
+        reason = f"{operation.lower()}: not done within {timeout:g} s" if ours else str(error) or repr(error)
         raise getattr(core, f"{operation}Timeout")(reason) from error
     except (
         OSError,

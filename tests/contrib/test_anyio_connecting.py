@@ -113,7 +113,9 @@ async def test_the_address_is_asked_before_each_attempt(address: Address) -> Non
             tasks.start_soon(listener.serve, shout)
             asked = 0
             async with await connect_hv(machine, retry=Retry(delay=0.01)) as stream:
-                assert stream.extra(SocketAttribute.raw_socket).fileno() >= 0
+                await stream.send(b"hello")
+                await stream.send_eof()
+                assert await read_to_end(stream) == b"HELLO"
             tasks.cancel_scope.cancel()
     assert asked == 2
 

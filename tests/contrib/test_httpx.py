@@ -207,9 +207,22 @@ async def test_it_waits_for_a_service_that_starts(library: Library, address: Add
             await client.get("http://vm/")
 
 
+@pytest.mark.parametrize("timeout", [None, 10])
+@pytest.mark.parametrize("retry", [None, Retry()])
+async def test_a_resolver_that_is_out_of_time(
+    library: Library, retry: Retry | None, timeout: float | None
+) -> None:
+    async def resolve(host: str, port: int) -> Address:
+        raise TimeoutError
+
+    async with library.client(resolve, retry=retry, timeout=timeout) as client:
+        with pytest.raises(library.http.ConnectTimeout, match=r"^TimeoutError\(\)$"):
+            await client.get("http://vm/")
+
+
 async def test_no_answer(library: Library, address: Address) -> None:
     async with serving(address) as runner, library.client(address) as client:
-        with pytest.raises(library.http.ReadTimeout):
+        with pytest.raises(library.http.ReadTimeout, match=r"^read: not done within 0\.05 s$"):
             await client.get("http://vm/forever", timeout=0.05)
         (transport,) = runner.app[SEEN]
         await until(transport.is_closing)
@@ -224,7 +237,7 @@ async def test_a_server_that_takes_nothing(library: Library, address: Address) -
 
     made: list[Any] = []
     async with await create_hv_server(Paused, address), library.client(address) as client:
-        with pytest.raises(library.http.WriteTimeout):
+        with pytest.raises(library.http.WriteTimeout, match=r"^write: not done within 0\.1 s$"):
             await client.put("http://vm/", content=bytes(LARGE), timeout=0.1)
         for transport in made:
             transport.abort()
