@@ -184,9 +184,15 @@ def _started(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes]
     the Store, and to kill the first leaves the other.
     """
     if sys.platform == "win32":
-        with _Job() as job, _popen(arguments, creationflags=subprocess.CREATE_NO_WINDOW) as process:
-            # What it has started before is left out; it has hardly had the time to.
-            job.add(process)
+        # Suspended until it belongs to the job: what it had started before would not.
+        flags = subprocess.CREATE_NO_WINDOW | _CREATE_SUSPENDED
+        with _Job() as job, _popen(arguments, creationflags=flags) as process:
+            try:
+                job.add(process)
+                _resume(process)
+            except BaseException:
+                process.kill()
+                raise
 
             def kill() -> None:
                 job.kill()
@@ -219,6 +225,17 @@ def _popen(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
 if sys.platform == "win32":
     import ctypes
     from ctypes import wintypes
+
+    _CREATE_SUSPENDED = 0x4  # winbase.h
+
+    def _resume(process: subprocess.Popen[bytes]) -> None:
+        # By the process: subprocess has closed the handle of its thread, which ResumeThread() wants. It is not documented;
+        # psutil and others rest on it.
+        resume = ctypes.WinDLL("ntdll").NtResumeProcess
+        resume.argtypes = [wintypes.HANDLE]
+        resume.restype = ctypes.c_long
+        if status := resume(int(process._handle)):  # type: ignore[attr-defined]
+            raise OSError(f"it cannot be resumed: NTSTATUS {status & 0xFFFFFFFF:#010x}")
 
     class _Job:
         """A job object, which a process and its descendants cannot leave."""

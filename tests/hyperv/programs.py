@@ -91,6 +91,12 @@ class Hanging:
     def __init__(self) -> None:
         self.count = 0
         self._changed = asyncio.Condition()
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    def end(self) -> None:
+        """End those that still hang, when a test has failed."""
+        for writer in self._connections:
+            writer.transport.abort()
 
     async def reach(self, count: int) -> None:
         """Wait until so many hang; 0 is when all are gone."""
@@ -98,6 +104,7 @@ class Hanging:
             await self._changed.wait_for(lambda: self.count == count)
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         try:
             if not await reader.read(1):
                 return
@@ -106,6 +113,7 @@ class Hanging:
                 await reader.read()
             await self._add(-1)
         finally:
+            self._connections.remove(writer)
             writer.close()
 
     async def _add(self, number: int) -> None:
@@ -120,4 +128,7 @@ async def hanging() -> AsyncIterator[tuple[Hanging, int]]:
     found = Hanging()
     server = await asyncio.start_server(found._follow, "127.0.0.1", 0)
     async with server:
-        yield found, server.sockets[0].getsockname()[1]
+        try:
+            yield found, server.sockets[0].getsockname()[1]
+        finally:
+            found.end()  # a server that is closed waits for them

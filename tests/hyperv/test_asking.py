@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,29 @@ hang()
 async def test_cancelling_kills_it_and_what_it_has_started(programs: Programs, hung: Hanging) -> None:
     task = asyncio.create_task(run([programs.add("asked", FAMILY)]))
     await hung.reach(2)
+
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await hung.reach(0)
+
+
+@on_windows
+async def test_what_it_has_started_at_once_is_killed_too(
+    programs: Programs, hung: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot start anything before it belongs to the job that is killed."""
+    if sys.platform == "win32":
+        add = _asking._Job.add
+
+        def late(job: _asking._Job, process: subprocess.Popen[bytes]) -> None:
+            time.sleep(1.0)  # enough for it to start another, if it may
+            add(job, process)
+
+        monkeypatch.setattr(_asking._Job, "add", late)
+    task = asyncio.create_task(run([programs.add("asked", "hang()")]))
+    await hung.reach(1)
 
     task.cancel()
 
