@@ -14,7 +14,7 @@ help:
 	@echo "make fuzz     bytes that nobody would send, to all that reads them: FUZZ_SECONDS=60 for each target"
 	@echo "make lint types bench coverage clean"
 
-demo: .venv/.have-uvloop
+demo: .venv/.have-demo
 	$(BIN)/aiohvsock demo
 
 test: .venv/.have-test
@@ -30,7 +30,7 @@ test-vm: .venv/.have-test
 	@sh scripts/packages.sh qemu-system-x86 busybox-static
 	$(BIN)/python -m tests.testbeds.qemu -- $(BIN)/python -m pytest -p no:cacheprovider tests/testbeds/two_kernels
 
-demo-vm: .venv/.have-uvloop
+demo-vm: .venv/.have-demo
 	@sh scripts/packages.sh qemu-system-x86 busybox-static
 	$(BIN)/python -m tests.testbeds.qemu -- $(BIN)/python -m tests.testbeds.demo_vm
 
@@ -64,8 +64,8 @@ coverage: .venv/.have-test
 .venv/bin/python:
 	sh scripts/venv.sh $(PYTHON)
 
-.venv/.have-uvloop: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install -q -e '.[uvloop]'
+.venv/.have-demo: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q -e '.[uvloop,aiohttp]'
 	@touch $@
 
 .venv/.have-%: pyproject.toml | .venv/bin/python

@@ -1,4 +1,4 @@
-"""``aiohvsock demo``: a host agent and a guest agent, two processes, talk framed messages."""
+"""``aiohvsock demo``: a host agent and a guest agent, two processes, talk framed messages, and HTTP where aiohttp is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .. import __version__
@@ -19,11 +20,12 @@ from ..addresses import AddressLike, HybridAddress, HypervAddress, VsockAddress,
 from ..dialling import Retry
 from ..messages import MessageConnection, connect, serve
 from ..testing import local_address
+from . import demo_http
 from .output import say
 
 __all__ = ["add_parser"]
 
-# The whole demo ends by itself in under 20 s: two measurements, and a limit for everything.
+# The whole demo ends by itself in under 20 s: some measurements, and a limit for everything.
 _MEASURE = 2.0
 _LIMIT = 18.0
 
@@ -132,27 +134,32 @@ def _say(role: str, text: str) -> None:
 
 
 async def _host(address: AddressLike) -> None:
-    """Serve one guest."""
-    served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    """Serve one guest: messages, and then HTTP at the same address."""
+    served: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def handler(connection: MessageConnection[bytes]) -> None:
         try:
             _say("host", f"a guest called: {connection.peer_address}")
-            await _answer(connection)
+            with_http = await _answer(connection)
         except Exception as error:
             served.set_exception(error)
         else:
-            served.set_result(None)
+            served.set_result(with_http)
 
     async with await serve(handler, address, max_connections=1) as server:
         _say("host", f"listening on {server.address}")
-        await served
+        with_http = await served
+    if with_http:
+        await demo_http.serve_one(address, partial(_say, "host"))
 
 
-async def _answer(connection: MessageConnection[bytes]) -> None:
+async def _answer(connection: MessageConnection[bytes]) -> bool:
+    """Return whether both sides have HTTP."""
     hello = json.loads(await connection.recv())
     _say("host", f"it says: {hello['text']}")
-    await connection.send(json.dumps({"text": f"welcome, this is {_self()}", "time": time.time()}).encode())
+    with_http = bool(hello["http"] and demo_http.has_aiohttp())
+    welcome = {"text": f"welcome, this is {_self()}", "time": time.time(), "http": with_http}
+    await connection.send(json.dumps(welcome).encode())
     received = 0
     async for message in connection:
         match message[:1]:
@@ -164,6 +171,7 @@ async def _answer(connection: MessageConnection[bytes]) -> None:
             case _:
                 await connection.send(message)
     _say("host", "the guest hung up")
+    return with_http
 
 
 # -- the guest's half --------------------------------------------------------------------------------------
@@ -174,7 +182,8 @@ async def _guest(address: AddressLike) -> None:
     address = to_address(address)
     _say("guest", f"calling {address}")
     async with connect(address, retry=Retry()) as connection:
-        await connection.send(json.dumps({"text": f"hello, this is {_self()}"}).encode())
+        hello = {"text": f"hello, this is {_self()}", "http": demo_http.has_aiohttp()}
+        await connection.send(json.dumps(hello).encode())
         welcome = json.loads(await connection.recv())
         _say("guest", f"the host says: {welcome['text']}")
         _say("guest", f"its clock is {(welcome['time'] - time.time()) * 1000:+.1f} ms from mine")
@@ -186,6 +195,10 @@ async def _guest(address: AddressLike) -> None:
     _say("guest", f"transport      {type(connection.transport).__qualname__}")
     _say("guest", f"round trips    {trips:,.0f} a second, {len(_PING)} bytes each way")
     _say("guest", f"throughput     {speed / 2**20:,.0f} MiB/s, {len(_CHUNK) // 1024} KiB messages")
+    if welcome["http"]:
+        await demo_http.ask(address, partial(_say, "guest"))
+    else:
+        _say("guest", "no HTTP        both sides need aiohttp: pip install aiohvsock[aiohttp]")
 
 
 async def _round_trips(connection: MessageConnection[bytes]) -> float:

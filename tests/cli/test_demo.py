@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from aiohvsock import Address, HvTimeout, __version__, cli, parse_address
-from aiohvsock.cli import demo
+from aiohvsock.cli import demo, demo_http
 from aiohvsock.platforms import linux
 
 from ..conftest import LOOPS
@@ -39,6 +39,7 @@ def status(*arguments: str) -> int | str | None:
 @pytest.fixture
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_MEASURE", 0.02)
+    monkeypatch.setattr(demo_http, "_MEASURE", 0.02)
 
 
 # -- the demo, as a person runs it -------------------------------------------------------------------------
@@ -66,6 +67,8 @@ def test_two_processes_talk(loop: str) -> None:
             rf" host \| a guest called: {scheme}://.*",
             rf" host \| it says: hello, this is aiohvsock {re.escape(__version__)} on Python .*, process (\d+)",
             r" host \| the guest hung up",
+            rf" host \| an aiohttp service at {scheme}://.*",
+            r" host \| PUT /upload: 16 MiB, a piece at a time",
         ],
         tuple(guest): [
             rf"guest \| calling {scheme}://.*",
@@ -76,6 +79,9 @@ def test_two_processes_talk(loop: str) -> None:
             r"guest \| transport      \w+",
             r"guest \| round trips    [1-9][\d,]* a second, 256 bytes each way",
             r"guest \| throughput     [1-9][\d,]* MiB/s, 64 KiB messages",
+            r'guest \| GET /status    200 \{"healthy": true, "asked_by": ".+"\}',
+            r"guest \| requests       [1-9][\d,]* a second, one after the other",
+            r"guest \| PUT /upload    200, the same SHA-256 on both sides",
         ],
     }
     for lines, patterns in expected.items():
@@ -207,6 +213,23 @@ def test_the_two_halves(address: Address, loop: str, capfd: pytest.CaptureFixtur
     assert output.err == ""
     assert f"event loop     {LOOP_CLASSES[loop]}\n" in output.out
     assert "the guest hung up" in output.out
+
+
+@pytest.mark.usefixtures("in_a_hurry")
+@pytest.mark.parametrize("answers", [[False, True], [True, False]], ids=["guest", "host"])
+def test_one_of_them_has_no_aiohttp(
+    address: Address, answers: list[bool], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = iter(answers)  # the guest is the first to be asked
+    monkeypatch.setattr(demo_http, "has_aiohttp", lambda: next(asked))
+    with ThreadPoolExecutor() as pool:
+        host = pool.submit(status, "demo", "--role", "host", str(address))
+        assert status("demo", "--role", "guest", str(address)) == 0
+        assert host.result() == 0
+
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert "no HTTP        both sides need aiohttp: pip install aiohvsock[aiohttp]" in output.out
 
 
 @pytest.mark.usefixtures("in_a_hurry")
