@@ -17,8 +17,9 @@ help:
 demo: .venv/.have-demo
 	$(BIN)/aiohvsock demo
 
+# OpenSSH's server in CI alone: Debian starts it, and it would stay.
 test: .venv/.have-test
-	@sh scripts/packages.sh user-mode-linux busybox-static socat ncat
+	@sh scripts/packages.sh user-mode-linux busybox-static socat ncat $${CI:+openssh-server}
 	AIOHVSOCK_KIND=hybrid $(BIN)/python -m pytest
 	sh scripts/test-uml.sh
 

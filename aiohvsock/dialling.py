@@ -10,7 +10,7 @@ import contextlib
 import errno
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,7 +53,7 @@ class Retry:
         if not (0 < self.delay <= self.max_delay and self.factor >= 1 and 0 <= self.jitter <= 1):
             raise ValueError(f"{self!r}: needs 0 < delay <= max_delay, factor >= 1, 0 <= jitter <= 1")
 
-    def delays(self) -> Iterator[float]:
+    def delays(self) -> Generator[float]:
         """Yield the waits between attempts, in seconds, without end."""
         delay = self.delay
         while True:

@@ -269,13 +269,20 @@ async def test_who_is_allowed(address: Address) -> None:
 
 
 async def test_max_connections(address: Address) -> None:
-    async with serving(address, max_connections=1):
-        async with login(address):
+    served: list[object] = []
+
+    class Server(asyncssh.SSHServer):
+        def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+            served.append(conn)
+
+    async with serving(address, server_factory=Server, max_connections=1):
+        async with login(address) as first:
             waiting = asyncio.create_task(connect(address, **client_options(address)).__aenter__())
-            await asyncio.sleep(0.05)
-            assert not waiting.done()
+            for _ in range(10):  # there would have been time for it
+                assert await ask(first, "who")
+            assert len(served) == 1
         second = await waiting
-        assert await ask(second, "who")
+        assert len(served) == 2
         second.close()
         await second.wait_closed()
 
@@ -357,6 +364,13 @@ async def test_a_server_that_speaks_something_else(address: Address) -> None:
     async with await create_hv_server(Other, address):
         with pytest.raises((asyncssh.DisconnectError, ConnectionError)):
             await connect(address, **client_options(address))
+
+
+async def test_a_factory_that_fails(address: Address) -> None:
+    """Its error comes out, and no descriptor is left."""
+    async with serving(address):
+        with pytest.raises(ZeroDivisionError):
+            await connect(address, client_factory=lambda: 1 / 0, **client_options(address))
 
 
 async def test_a_server_that_dies(address: Address) -> None:
