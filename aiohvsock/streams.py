@@ -6,64 +6,25 @@ import asyncio
 import ssl as _ssl
 import warnings
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, Unpack, cast
+from typing import TypeAlias, Unpack, cast
 
 from .addresses import AddressLike
 from .endpoints import ConnectOptions, ListenOptions, create_hv_connection, create_hv_server
 from .listening import AddressSource, ListenOn
+from .reader import HvStreamReader
 from .server import HvServer
-from .transports.selector import scratch_of
 from .transports.tls import TLS, start_tls
 
 __all__ = ["HvStreamProtocol", "HvStreamReader", "HvStreamWriter", "open_hv_connection", "start_hv_server"]
 
 _DEFAULT_LIMIT = 2**16
 
-# Below the 128 KiB from which malloc maps each piece of memory anew: a reader copies what it is fed.
-_READ_SIZE = 120 * 1024
-
-
-class HvStreamReader(asyncio.StreamReader):
-    """An :class:`asyncio.StreamReader` that gives what has come before it raises why no more will."""
-
-    _lost: Exception | None = None
-
-    def set_exception(self, exc: Exception) -> None:
-        # StreamReader raises at once, with data left in its buffer that nobody can get at any more.
-        if self._buffer:  # type: ignore[attr-defined]
-            self._lost = exc
-            self.feed_eof()
-        else:
-            super().set_exception(exc)
-
-    def _check_lost(self) -> None:
-        if self._lost is not None and not self._buffer:  # type: ignore[attr-defined]
-            raise self._lost.with_traceback(None)
-
-    async def read(self, n: int = -1) -> bytes:
-        if n != 0:
-            self._check_lost()
-        if n < 0:
-            # StreamReader.read(-1) calls read() until the end, where this would raise and what it has be lost.
-            blocks = []
-            while block := await super().read(self._limit):  # type: ignore[attr-defined]
-                blocks.append(block)
-            return b"".join(blocks)
-        return await super().read(n)
-
-    async def readexactly(self, n: int) -> bytes:
-        self._check_lost()
-        return await super().readexactly(n)
-
-    async def readuntil(self, separator: Any = b"\n") -> bytes:
-        self._check_lost()
-        return await super().readuntil(separator)
-
 
 class HvStreamWriter(asyncio.StreamWriter):
     """An :class:`asyncio.StreamWriter` that says at once when writing has failed, and speaks TLS on every loop."""
 
     _protocol: HvStreamProtocol
+    _reader: asyncio.StreamReader
 
     def __del__(self) -> None:
         # asyncio's own has this from Python 3.11.5 on, and Debian 12 is older.
@@ -82,9 +43,10 @@ class HvStreamWriter(asyncio.StreamWriter):
         Raises:
             OSError: writing has failed, because the peer has closed. What it sent before can still be read.
         """
-        self._check_write_error()
-        await super().drain()
-        self._check_write_error()
+        if self._protocol._paused or self._transport.is_closing() or self._reader.exception() is not None:
+            self._check_write_error()
+            await super().drain()
+            self._check_write_error()
 
     def _check_write_error(self) -> None:
         error = self.get_extra_info("hv_write_error")
@@ -124,10 +86,8 @@ class HvStreamWriter(asyncio.StreamWriter):
 ClientConnected: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
 
-class HvStreamProtocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
+class HvStreamProtocol(asyncio.StreamReaderProtocol):
     """Feeds a reader, and makes the writer: asyncio's own, with ours for its reader and writer.
-
-    It is a :class:`asyncio.BufferedProtocol` to choose how much is read at once.
 
     Args:
         limit: bytes; twice as many are buffered at most.
@@ -135,10 +95,10 @@ class HvStreamProtocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
     """
 
     _closed: asyncio.Future[None]
+    _paused: bool
 
     def __init__(self, limit: int, client_connected_cb: ClientConnected | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._received = scratch_of(self._loop)[:_READ_SIZE]
         self.reader = HvStreamReader(limit=limit, loop=self._loop)
         self.writer: HvStreamWriter | None = None
         self.server_side = client_connected_cb is not None
@@ -179,17 +139,14 @@ class HvStreamProtocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         if self._closed.done() and not self._closed.cancelled():
             self._closed.exception()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._received
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.reader.feed_data(self._received[:nbytes])
+    def data_received(self, data: bytes) -> None:
+        self.reader.receive(data)
 
     def transport_replaced(self, transport: asyncio.Transport) -> None:
         """TLS has been put between: end of stream is now the end of both directions."""
         self._transport = transport
         self._over_ssl = True
-        self.reader._transport = transport  # type: ignore[attr-defined]
+        self.reader._transport = transport
 
 
 async def open_hv_connection(

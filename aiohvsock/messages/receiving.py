@@ -9,8 +9,8 @@ from typing import Any, Self, TypeAlias, TypeVar
 from .._log import logger
 from ..exceptions import ConnectionClosed, ConnectionClosedOK, LocalProtocolError
 from ..protocol import CloseCode, MessageProtocol
+from ..waiter import Waiter
 from .sending import SendingHalf
-from .waiter import Waiter
 
 __all__ = ["OnMessage", "ReceivingHalf"]
 

@@ -23,6 +23,10 @@ __all__ = ["SelectorTransport", "scratch_of"]
 # none, and no read pays for a fresh 256 KiB from malloc, which is what half of asyncio's time goes into.
 _READ_SIZE = 256 * 1024
 
+# Where much comes, it is read into bytes of its own, which saves copying it.
+_LARGE = 64 * 1024
+_LARGE_FROM = 16 * 1024
+
 _scratch: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = weakref.WeakKeyDictionary()
 
 
@@ -51,7 +55,7 @@ class SelectorTransport(WritingHalf):
         on_lost: called after ``connection_lost()``.
     """
 
-    __slots__ = ("_buffered", "_on_lost", "_paused", "_read_eof", "_scratch")
+    __slots__ = ("_buffered", "_large", "_on_lost", "_paused", "_read_eof", "_scratch")
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class SelectorTransport(WritingHalf):
         super().__init__(loop, sock, names)
         self._scratch = scratch_of(loop)
         self._on_lost = on_lost
+        self._large = False  # the last read brought much
         self._paused = False  # pause_reading() was called
         self._read_eof = False  # the peer has ended its side
         self.set_protocol(protocol)
@@ -150,7 +155,12 @@ class SelectorTransport(WritingHalf):
 
     def _read_into_scratch(self) -> None:
         try:
-            size = self._sock.recv_into(self._scratch)  # type: ignore[union-attr]
+            if self._large:
+                data = self._sock.recv(_LARGE)  # type: ignore[union-attr]
+                size = len(data)
+            else:
+                size = self._sock.recv_into(self._scratch)  # type: ignore[union-attr]
+                data = bytes(self._scratch[:size])
         except WOULD_BLOCK:
             self._read_would_block()
             return
@@ -160,8 +170,9 @@ class SelectorTransport(WritingHalf):
         if not size:
             self._eof_received()
             return
+        self._large = size >= _LARGE_FROM
         try:
-            self._protocol.data_received(bytes(self._scratch[:size]))
+            self._protocol.data_received(data)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:

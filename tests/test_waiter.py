@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from aiohvsock.messages.waiter import Waiter
+from aiohvsock.waiter import Waiter
 
-from .peers import in_callback, turns
+from .messages.peers import in_callback, turns
 
 Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 
