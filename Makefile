@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-windows test-vm demo-vm lint types fuzz bench coverage clean
+.PHONY: help demo test test-windows test-vm demo-vm lint types fuzz asan wheels bench coverage clean
 
 help:
 	@echo "make demo     a host agent and a guest agent talk over a VM socket, on this machine"
@@ -12,7 +12,8 @@ help:
 	@echo "make test-vm  the tests between a host and a guest: two kernels in QEMU"
 	@echo "make demo-vm  the demo between these two kernels"
 	@echo "make fuzz     bytes that nobody would send, to all that reads them: FUZZ_SECONDS=60 for each target"
-	@echo "make lint types bench coverage clean"
+	@echo "make wheels   the source and both kinds of wheels, in dist"
+	@echo "make lint types bench coverage asan clean"
 
 demo: .venv/.have-demo
 	$(BIN)/aiohvsock demo
@@ -51,6 +52,14 @@ FUZZ_SECONDS ?= 60
 # What it finds stays in .cache/fuzz/findings, and fails the next run too, until it is mended.
 fuzz: .venv/.have-fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# The compiled inner loops under AddressSanitizer and its leak checker.
+asan: .venv/.have-build .venv/.have-test
+	sh scripts/test-asan.sh
+
+# The source, a wheel in pure Python and one for this Python and machine, each tried as installed.
+wheels: .venv/.have-build
+	sh scripts/wheels.sh
 
 bench: .venv/.have-bench
 	$(BIN)/python -m benchmarks

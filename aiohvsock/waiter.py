@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import Context
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+from ._compiled import speedups
 
 __all__ = ["Waiter"]
 
@@ -69,3 +71,7 @@ class Waiter:
         if self._cancelled is not None:
             cancelled, self._cancelled = self._cancelled, None
             raise cancelled
+
+
+if not TYPE_CHECKING and speedups is not None:
+    Waiter = speedups.Waiter

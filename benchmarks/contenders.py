@@ -44,6 +44,8 @@ class Contender:
     loop: str = ""
     needs: tuple[str, ...] = ()
     """Names the library must have; a version without them is reported as such and not run."""
+    compiled: bool = False
+    """Of aiohvsock: with its inner loops in C, not in Python."""
 
     @property
     def key(self) -> str:
@@ -51,7 +53,8 @@ class Contender:
 
     @property
     def name(self) -> str:
-        return self.library + (f"-{self.api}" if self.api else "") + (f"@{self.loop}" if self.loop else "")
+        words = [self.library, self.api, "compiled" if self.compiled else ""]
+        return "-".join(filter(None, words)) + (f"@{self.loop}" if self.loop else "")
 
     @property
     def is_baseline(self) -> bool:
@@ -75,6 +78,8 @@ class Contender:
             package = importlib.import_module(self.library)
         except ImportError as error:
             return str(error)
+        if self.compiled and not importlib.import_module("aiohvsock._compiled").speedups:
+            return "its inner loops are not compiled here"
         absent = [name for name in self.needs if not _has(package, name)]
         return f"{self.library} has no {', '.join(absent)}" if absent else None
 
@@ -144,7 +149,10 @@ _MESSAGE_APIS = ("callback", "await", "async-for", "many")
 def _on_each_loop(
     workload: Workload, library: str, api: str = "", needs: tuple[str, ...] = ()
 ) -> list[Contender]:
-    return [Contender(workload.name, library, api, loop, needs) for loop in LOOPS]
+    ours = (False, True) if library == "aiohvsock" else (False,)
+    return [
+        Contender(workload.name, library, api, loop, needs, compiled) for compiled in ours for loop in LOOPS
+    ]
 
 
 CONTENDERS = (

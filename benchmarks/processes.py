@@ -23,6 +23,7 @@ _ROOT = Path(__file__).parent.parent
 
 # Debug modes and allocator settings of the caller's environment would be measured instead of the contender.
 _UNWANTED = (
+    "AIOHVSOCK_PURE",
     "PYTHONASYNCIODEBUG",
     "PYTHONDEVMODE",
     "PYTHONMALLOC",
@@ -92,9 +93,9 @@ class Bench:
     ) -> Sample:
         server_core, client_core = cores = self.cores_for(workload)
         serve, connect = (self._command(role, contender, workload, path) for role in ("server", "client"))
-        async with _running(serve, server_core, server_log) as server:
+        async with _running(serve, contender, server_core, server_log) as server:
             await _expect(server, "ready")
-            async with _running(connect, client_core, client_log) as client:
+            async with _running(connect, contender, client_core, client_log) as client:
                 await _expect(client, "go")
                 assert client.stdin is not None and server.stdin is not None
                 pids = (server.pid, client.pid)
@@ -144,8 +145,8 @@ class Bench:
         ]
 
 
-def _environment() -> dict[str, str]:
-    return {
+def _environment(contender: Contender) -> dict[str, str]:
+    return {"AIOHVSOCK_PURE": "0" if contender.compiled else "1"} | {
         name: value
         for name, value in os.environ.items()
         if name not in _UNWANTED and not name.startswith(_UNWANTED_PREFIXES)
@@ -153,7 +154,9 @@ def _environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _running(command: Sequence[str], core: int, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _running(
+    command: Sequence[str], contender: Contender, core: int, log: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process pinned to `core`, dead when the block is left."""
     with log.open("wb") as stderr, pinned(core):
         process = await asyncio.create_subprocess_exec(
@@ -162,7 +165,7 @@ async def _running(command: Sequence[str], core: int, log: Path) -> AsyncIterato
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
             cwd=_ROOT,
-            env=_environment(),
+            env=_environment(contender),
             start_new_session=True,  # Ctrl-C is for the harness, which ends its processes itself
         )
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import itertools
 import time
 import tracemalloc
@@ -35,10 +36,10 @@ from aiohvsock.protocol import (
     NativeProtocol,
     Opened,
     Pong,
-    native,
 )
 from aiohvsock.protocol.hello import parse_hello
 
+from .large import large_from
 from .reference_protocol import Reference, frame
 from .test_protocol_vectors import RealSide, ReferenceSide, Side, check_written, frames
 
@@ -1226,11 +1227,7 @@ def test_as_the_reference(
     cuts: list[int] | None,
     actions: dict[int, Any],
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        if large:
-            # So that messages of this size take the way of large ones.
-            patch.setattr(native, "_LARGE", 64)
-            patch.setattr(native, "_LARGE_START", 16)
+    with large_from(64, 16) if large else contextlib.nullcontext():
         drive(make, local, stream, cuts, actions)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from .._compiled import speedups
+
 __all__ = ["Room"]
 
 # The last room that was left, for the next payload. Given back to the system and taken anew for each message, its pages
@@ -51,3 +55,7 @@ class Room:
                 _spare[:] = [self._bytes]
         self._bytes = bytearray()
         return payload
+
+
+if not TYPE_CHECKING and speedups is not None:
+    Room = speedups.Room

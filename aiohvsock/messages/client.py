@@ -18,7 +18,7 @@ from ..framing.base import DEFAULT_MAX_SIZE
 from ..listening import AddressSource
 from ..protocol import CloseCode
 from .connection import MessageConnection
-from .receiving import OnMessage
+from .core import OnMessage
 from .settings import DEFAULT_CLOSE_TIMEOUT, DEFAULT_HEARTBEAT, DEFAULT_OPEN_TIMEOUT, Settings, check_callback
 
 __all__ = ["Transient", "connect", "is_transient"]

@@ -23,7 +23,8 @@ from ..exceptions import (
 )
 from ..protocol import CloseCode, Closed, Event, Failed, Opened, Pong
 from .closing import check_close, said
-from .receiving import OnMessage, ReceivingHalf
+from .core import OnMessage
+from .receiving import ReceivingHalf
 from .settings import Settings
 
 __all__ = ["ConnectionStats", "MessageConnection"]
@@ -343,7 +344,7 @@ class MessageConnection(ReceivingHalf[T]):
     # -- asyncio.BufferedProtocol ----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        self._attach(cast("asyncio.Transport", transport))
         # Kept, since a TLS transport forgets them in the end.
         self.local_address = transport.get_extra_info("hv_local")
         self.peer_address = transport.get_extra_info("hv_peer")

@@ -3,73 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 from .._log import logger
-from ..exceptions import ConnectionClosed, ConnectionClosedOK, LocalProtocolError
+from ..exceptions import ConnectionClosed, LocalProtocolError
 from ..protocol import CloseCode, MessageProtocol
 from ..waiter import Waiter
+from .core import OnMessage
 from .sending import SendingHalf
 
-__all__ = ["OnMessage", "ReceivingHalf"]
+__all__ = ["ReceivingHalf"]
 
 T = TypeVar("T")
 
-OnMessage: TypeAlias = Callable[[Any, T], None]
-"""A plain function ``(connection, message)``."""
-
-# Bytes of messages queued for recv() before the peer is made to wait, and at which it may go on; one more read
-# can come on top.
-_QUEUE_HIGH = 256 * 1024
-_QUEUE_LOW = _QUEUE_HIGH // 4
+# Bytes of messages queued for recv() at which the peer may go on: a quarter of those at which it has to wait.
+_QUEUE_LOW = 64 * 1024
 
 # Bytes read at most beyond that, while neither side takes what the other sends: more than kernels buffer.
 _LISTEN = 2**20
-
-# Bytes that a message takes beyond its own: a peer could fill the memory with empty ones.
-_MESSAGE_OVERHEAD = 40
 
 
 class ReceivingHalf(SendingHalf[T]):
     """What :class:`MessageConnection` receives with; it brings the end."""
 
-    __slots__ = (
-        "_counted",
-        "_held",
-        "_later",
-        "_listening_since",
-        "_no_more",
-        "_on_message",
-        "_queued",
-        "_reading",
-        "_ready",
-        "_ready_bytes",
-        "_received",
-        "_waiter",
-        "_waiting",
-    )
+    __slots__ = ("_no_more",)
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, wire: MessageProtocol[T], on_message: OnMessage[T] | None
     ) -> None:
-        super().__init__(loop, wire)
-        self._on_message = on_message
-        self._held: list[T] = []  # for it, last first: their answers must wait until the peer reads
-
-        # _ready is the batch that messages are taken from, last first; _later are those that follow, each with the
-        # bytes that came with it. What all take is reckoned once a batch, not once a message.
-        self._ready: list[T] = []
-        self._ready_bytes = 0
-        self._later: list[tuple[list[T], int]] | None = None
-        self._queued = 0
-        self._counted = 0  # as far as this of bytes_received is in it, or taken
-        self._received = 0  # messages
-        self._reading = True
-        self._listening_since: int | None = None  # bytes_received when _listen() began to
+        super().__init__(loop, wire, on_message)
         self._no_more: ConnectionClosed | None = None  # the peer has ended its side; ours goes on
-        self._waiter: Waiter | None = None
-        self._waiting = False  # a task is waiting for a message
 
     # What the whole connection does, and this half asks for:
 
@@ -77,37 +40,11 @@ class ReceivingHalf(SendingHalf[T]):
         """Close the connection, without waiting for the end of it."""
         raise NotImplementedError  # pragma: no cover
 
-    def _attend(self) -> None:
-        """Do what the state machine asks for."""
-        raise NotImplementedError  # pragma: no cover
-
     def _set_timer(self) -> None:
         """Wait for what the state machine waits for."""
         raise NotImplementedError  # pragma: no cover
 
     # -- for the application ---------------------------------------------------------------------------------
-
-    async def recv(self) -> T:
-        """Return the next message.
-
-        If it is cancelled nothing is lost: the next call returns the message.
-
-        Raises:
-            ConnectionClosedOK: the peer has closed the connection, or this side has.
-            ConnectionLost: the connection ended otherwise; why is its ``__cause__``.
-            LocalProtocolError: another task is receiving, or ``on_message=`` is.
-        """
-        while not self._ready:
-            waiter = self._next_batch()
-            if waiter is not None:
-                try:
-                    await waiter
-                finally:
-                    self._waiting = False
-        message = self._ready.pop()
-        if not self._reading:
-            self._check_queue()
-        return message
 
     async def recv_many(self) -> list[T]:
         """Return all messages that have come, one at least: the cheapest way to receive many.
@@ -126,23 +63,6 @@ class ReceivingHalf(SendingHalf[T]):
 
     def __aiter__(self) -> Self:
         return self
-
-    async def __anext__(self) -> T:
-        # Not by way of recv(): a coroutine of its own would cost as much as all of this.
-        while not self._ready:
-            try:
-                waiter = self._next_batch()
-            except ConnectionClosedOK:
-                raise StopAsyncIteration from None
-            if waiter is not None:
-                try:
-                    await waiter
-                finally:
-                    self._waiting = False
-        message = self._ready.pop()
-        if not self._reading:
-            self._check_queue()
-        return message
 
     def _next_batch(self) -> Waiter | None:
         """Make the next messages the ones to take from; or return what to wait with, if there are none."""
@@ -205,86 +125,6 @@ class ReceivingHalf(SendingHalf[T]):
             self._set_reading(False)
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------
-
-    def data_received(self, data: bytes) -> None:
-        self._take(self._wire.receive(data))
-
-    def _take(self, messages: list[T]) -> None:
-        """Do what a read asks for, with which these messages came."""
-        self._direct = not (self._flush_scheduled or self._write_paused)
-        if messages:
-            self._received += len(messages)
-            if self._waiting and not self._ready:  # a waiting task that was cancelled can have some already
-                messages.reverse()
-                self._ready = messages
-            elif self._on_message is not None:
-                if self._wire.close_received:
-                    self._attend()  # so that an answer is refused with the reason
-                self._call(self._on_message, messages)
-            else:
-                self._queue(messages)
-        if self._wire.attention:
-            self._attend()
-        # Last of all, since the task runs on right here.
-        if self._waiting and messages:
-            self._waiter.run_on()  # type: ignore[union-attr]
-
-    def _queue(self, messages: list[T]) -> None:
-        counted, self._counted = self._counted, self._wire.bytes_received
-        size = self._counted - counted + _MESSAGE_OVERHEAD * len(messages)
-        messages.reverse()
-        if self._ready or self._later:
-            if self._later is None:
-                self._later = []
-            self._later.append((messages, size))
-        else:
-            self._queued -= self._ready_bytes
-            self._ready, self._ready_bytes = messages, size
-        self._queued += size
-        if self._queued > _QUEUE_HIGH:
-            self._stop_reading()
-
-    def _call(self, on_message: OnMessage[T], messages: list[T]) -> None:
-        if len(messages) == 1 and not (self._held or self._write_paused):
-            try:
-                on_message(self, messages[0])
-            except Exception as error:
-                self._call_failed(error)
-            if self._write_paused:
-                self._stop_reading()
-        else:
-            messages.reverse()
-            self._held = messages + self._held
-            # What was only read to hear whether the peer lives waits, as what came before it does.
-            if self._listening_since is None or self._end is not None:
-                self._call_held()
-
-    def _call_held(self) -> None:
-        """Call back with what is held, as long as the peer reads what is answered.
-
-        A callback that answers cannot wait: so nothing more is read then. One that does not is called on, even
-        if somebody else has sent more than the peer has read; or both sides could wait for each other.
-        """
-        assert self._on_message is not None
-        held, end = self._held, self._end
-        # What they send leaves together.
-        self._direct = False
-        self._flush_scheduled = True
-        while held and self._end is end:
-            unsent = self._unsent() if self._write_paused else -1
-            try:
-                self._on_message(self, held.pop())
-            except Exception as error:
-                self._call_failed(error)
-            if self._write_paused and self._unsent() > unsent and self._end is None:
-                self._stop_reading()
-                break
-        if self._end is not end:
-            held.clear()
-        self._flush_soon()
-
-    def _unsent(self) -> int:
-        return self.transport.get_write_buffer_size() + self._gathered_bytes
 
     def _call_failed(self, error: Exception) -> None:
         if isinstance(error, ConnectionClosed) and self._end is not None:

@@ -17,7 +17,7 @@ from ..platforms import Listener
 from ..protocol import CloseCode
 from ..server import HvServer
 from .connection import MessageConnection
-from .receiving import OnMessage
+from .core import OnMessage
 from .settings import DEFAULT_CLOSE_TIMEOUT, DEFAULT_HEARTBEAT, DEFAULT_OPEN_TIMEOUT, Settings, check_callback
 
 __all__ = ["Handler", "MessageServer", "serve"]

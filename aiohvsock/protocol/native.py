@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NoReturn
 
 from ..exceptions import FrameTooLarge, HvError, IncompleteFrame, LocalProtocolError, ProtocolError
-from ..framing.room import Room
-from .events import Clock, CloseCode, Closed, Event, Failed, Frame, Opened, Pong
+from .core import LARGE, NativeCore
+from .events import Clock, CloseCode, Closed, Event, Failed, Opened, Pong
 from .frames import (
     CLOSE,
     DATA,
@@ -18,28 +17,19 @@ from .frames import (
     PING,
     PONG,
     RESERVED,
-    SHORTEST_RUN,
     TYPE_SHIFT,
-    cut_run,
     pack,
-    unpack,
 )
 from .hello import VERSION, Hello, parse_hello
 from .liveness import Liveness, Verdict
 
 __all__ = ["NativeProtocol"]
 
-# From here on a payload is not joined to its header, and is received in place.
-_LARGE = 32 * 1024
-
-# So much of a large message must have come before memory for the whole is taken: a header alone costs nothing.
-_LARGE_START = 16 * 1024
-
 # Seconds to read on, and throw away, after the peer broke a rule: so that it can read why.
 _FAILED_LINGER = 1.0
 
 
-class NativeProtocol:
+class NativeProtocol(NativeCore):
     """One side of one connection; :class:`MessageProtocol` says what the attributes and methods are.
 
     Args:
@@ -60,29 +50,16 @@ class NativeProtocol:
         "_clock",
         "_close_timeout",
         "_heartbeat",
-        "_large",
-        "_limit",
         "_liveness",
-        "_longest_joined",
         "_max_size",
         "_mute",
-        "_need",
         "_output",
-        "_partial",
-        "_peer_max",
         "_pings",
         "_pong",
-        "_skip",
-        "attention",
-        "buffer",
-        "bytes_received",
-        "close_received",
         "close_sent",
         "events",
-        "finished",
         "latency",
         "lateness",
-        "peer",
         "pings_sent",
         "timer",
     )
@@ -100,39 +77,22 @@ class NativeProtocol:
         heartbeat_timeout: float | None = None,
         nonce: bytes | None = None,
     ) -> None:
+        super().__init__(max_size)
         self._clock = clock
         self._max_size = max_size
         self._close_timeout = close_timeout
         self._liveness = Liveness(heartbeat, heartbeat_timeout)
         hello = Hello(max_size, self._liveness.patience, nonce)
 
-        # Receiving. What has come of a frame, or of the hello, waits in _partial; None is the common case that
-        # frames may begin with the next byte. What is larger goes into _large, of which buffer is the rest.
-        self._partial: bytearray | None = bytearray()
-        self._need = 1  # bytes that _partial must have to go on
-        self._skip = 0  # bytes to throw away
-        self._large: Room | None = None
-        self._limit = max_size  # a header above it is no message to deliver; -1 once none is any more
-        self.bytes_received = 0
-        self.buffer: memoryview | None = None
-
         # Sending.
         self._output: tuple[bytes, ...] = (hello.encode(),)
-        # The longest message the peer takes, and the longest that goes in one piece with its header; -1 while
-        # nothing can be sent, so that one comparison finds all that needs a closer look.
-        self._peer_max = -1
-        self._longest_joined = -1
         self._pong: bytes | None = None  # the answer we owe; of several pings only the last gets one
         self._mute = False
 
         # What whoever drives this looks at.
-        self.attention = True
         self.events: tuple[Event, ...] = ()
         self.timer: float | None = None if open_timeout is None else clock() + open_timeout
-        self.peer: Hello | None = None
         self.close_sent = False
-        self.close_received = False
-        self.finished = False
 
         # Pings.
         self._pings: dict[int, float] | None = None  # when each was sent that is not answered
@@ -142,36 +102,6 @@ class NativeProtocol:
         self.lateness = 0.0
 
     # -- sending -------------------------------------------------------------------------------------------
-
-    def frame(self, message: bytes) -> Frame:
-        """Return what to write for one message: bytes, or anything with a buffer."""
-        if type(message) is bytes and (size := len(message)) <= self._longest_joined:
-            return pack(size) + message
-        view = memoryview(message)
-        size = view.nbytes
-        if self._peer_max < 0:
-            self._refuse()
-        if size > self._peer_max:
-            raise FrameTooLarge(size, self._peer_max)
-        if size <= self._longest_joined or not view.c_contiguous:
-            return pack(size) + view.tobytes()
-        return pack(size), view.cast("B")
-
-    def add_frames(self, frames: list[Frame], messages: Iterator[bytes], size: int) -> bool:
-        """As :meth:`MessageProtocol.add_frames` says."""
-        longest = self._longest_joined
-        for message in messages:
-            # As in frame(), without a call for each.
-            if type(message) is bytes and (length := len(message)) <= longest:
-                frames.append(pack(length) + message)
-                size -= length + HEADER_SIZE
-            else:
-                frame = self.frame(message)
-                frames.append(frame)
-                size -= len(frame) if isinstance(frame, bytes) else size
-            if size <= 0:
-                return False
-        return True
 
     def stop_sending(self) -> None:
         """Refuse messages from here on, while what the peer has sent is still received."""
@@ -235,72 +165,6 @@ class NativeProtocol:
 
     # -- receiving -----------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> list[bytes]:
-        """Take the next bytes of the stream; returns the messages that are whole now."""
-        end = len(data)
-        self.bytes_received += end
-        if self._partial is None and end >= HEADER_SIZE:
-            # A read is one message, mostly.
-            (header,) = unpack(data)
-            if header == end - HEADER_SIZE and header <= self._limit:
-                return [data[HEADER_SIZE:]]
-        messages: list[bytes] = []
-        if self._partial is not None:
-            data = self._resume(data, messages)
-            end = len(data)
-        limit = self._limit
-        position, last = 0, end - HEADER_SIZE
-        if last >= SHORTEST_RUN:
-            position = cut_run(data, limit, messages)
-        append = messages.append
-        while position <= last:
-            (header,) = unpack(data, position)
-            start = position + HEADER_SIZE
-            if header <= limit:
-                following = start + header
-                if following > end:
-                    break
-                append(data[start:following])
-            else:
-                following = self._other_frame(header, data, start)
-                if not following:
-                    return messages
-                limit = self._limit
-            position = following
-        if position < end:
-            self._keep(data, position)
-        return messages
-
-    def received(self, size: int) -> list[bytes]:
-        """Tell that so many bytes were received into :attr:`buffer`; returns the message if it is whole now."""
-        self.bytes_received += size
-        assert self.buffer is not None and self._large is not None
-        if size < len(self.buffer):
-            self.buffer = self.buffer[size:]
-            return []
-        message = self._large.take(self.buffer)
-        self.buffer = self._large = self._partial = None
-        return [message] if self._limit >= 0 else []
-
-    def _keep(self, data: bytes, position: int) -> None:
-        """Keep what has come of a frame until there is more."""
-        have = len(data) - position
-        self._need = HEADER_SIZE
-        if have >= HEADER_SIZE:
-            (header,) = unpack(data, position)
-            size = header & LENGTH
-            have -= HEADER_SIZE
-            if size >= _LARGE and have >= _LARGE_START:
-                self._large = Room(size)
-                view = self._large.getbuffer()
-                view[:have] = memoryview(data)[position + HEADER_SIZE :]
-                self.buffer = view[have:]
-                self._partial = bytearray()
-                self.attention = True
-                return
-            self._need += size if size < _LARGE else _LARGE_START
-        self._partial = bytearray(memoryview(data)[position:])
-
     def _resume(self, data: bytes, messages: list[bytes]) -> bytes:
         """Add to what has come before; returns what frames may be cut from."""
         if self.finished or self.close_received:
@@ -320,13 +184,11 @@ class NativeProtocol:
             return data[skipped:]
         partial = self._partial
         assert partial is not None
-        partial += data
-        if len(partial) < self._need:
-            return b""
-        if self.peer is None:
-            return self._receive_hello(partial)
+        if self.peer is None or len(partial) + len(data) < self._need:
+            partial += data
+            return self._receive_hello(partial) if len(partial) >= self._need else b""
         self._partial = None
-        return bytes(partial)
+        return b"".join((partial, data))
 
     def _other_frame(self, header: int, data: bytes, start: int) -> int:
         """Handle a frame that is no message to deliver.
@@ -385,7 +247,7 @@ class NativeProtocol:
         if not self.close_sent:
             if not self._mute:
                 self._peer_max = hello.max_message
-                self._longest_joined = min(hello.max_message, _LARGE - 1)
+                self._longest_joined = min(hello.max_message, LARGE - 1)
             now = self._clock()
             self._liveness.start(now, hello.patience)
             self.timer = self._liveness.deadline(now)

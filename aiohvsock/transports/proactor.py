@@ -92,6 +92,8 @@ class ProactorTransport(SelectorTransport):
     What is small and finds room is still sent at once, without the loop.
     """
 
+    _is_bare = False
+
     __slots__ = ("_draining", "_end", "_failure", "_input", "_read", "_start", "_turns", "_write")
 
     def __init__(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import warnings
 import weakref
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 
+from .._compiled import speedups
 from ..platforms import Names
 from .writing import WOULD_BLOCK, WritingHalf
 
@@ -100,6 +102,11 @@ class SelectorTransport(WritingHalf):
         self._protocol.connection_made(self)
         self._update_reading()
 
+    @property
+    def _is_bare(self) -> bool:
+        # The inner loops in C then receive and send on the descriptor. A class of somebody's own may do more.
+        return sys.platform != "win32" and type(self._sock) is socket.socket
+
     # -- protocol ------------------------------------------------------------------------------------------
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -151,7 +158,14 @@ class SelectorTransport(WritingHalf):
     def _start_reading(self) -> None:
         """Have the loop read what comes, for the protocol as it is now."""
         # Not kept as an attribute: a bound method of ourselves would be a cycle for the garbage collector.
-        self._loop.add_reader(self._fd, self._read_into_buffer if self._buffered else self._read_into_scratch)
+        callback: Callable[[], None]
+        if self._buffered:
+            callback = self._read_into_buffer
+        elif self._is_bare and speedups is not None:
+            callback = speedups.Reader(self, self._fd, self._protocol, self._scratch)
+        else:
+            callback = self._read_into_scratch
+        self._loop.add_reader(self._fd, callback)
 
     def _read_into_scratch(self) -> None:
         try:

@@ -122,8 +122,7 @@ class WritingHalf(asyncio.Transport):
             return
         # len() counts the items of a memoryview or array, not its bytes.
         if sent != len(data) or type(data) not in _BYTES:
-            self._queue.add(data, sent)
-            self._wait_to_write()
+            self._write_rest(data, sent)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
         pieces = list(list_of_data)
@@ -158,6 +157,11 @@ class WritingHalf(asyncio.Transport):
         for view in [memoryview(piece) for piece in pieces]:  # all or nothing of what is no buffer
             self._queue.add(view)
         self._check_high_water()
+
+    def _write_rest(self, data: bytes | bytearray | memoryview[Any], sent: int) -> None:
+        """Leave to the loop what was not sent of this."""
+        self._queue.add(data, sent)
+        self._wait_to_write()
 
     def _wait_to_write(self) -> None:
         """Leave what is queued to the loop."""

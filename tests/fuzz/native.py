@@ -11,9 +11,10 @@ from typing import Any
 from unittest import mock
 
 from aiohvsock.exceptions import FrameTooLarge, HvError, IncompleteFrame, LocalProtocolError
-from aiohvsock.protocol import Closed, Event, Failed, Frame, Hello, NativeProtocol, Opened, Pong, native
+from aiohvsock.protocol import Closed, Event, Failed, Frame, Hello, NativeProtocol, Opened, Pong, core
 from aiohvsock.protocol import frames as protocol_frames
 
+from ..large import LARGE, LARGE_START, large_from
 from ..reference_protocol import frame
 from .inputs import Script, Tell, ignore
 from .native_model import CLOSE, DATA, PING, PONG, Expected, Model, frames
@@ -29,7 +30,7 @@ SECONDS = (None, 0.25, 4.0, 20.0)
 # Where other ways begin for what is large or many: as it is, or where an input gets. Of messages received in place, and how
 # much of one must be there; and of runs of messages of one size.
 SCALES = (
-    (native._LARGE, native._LARGE_START, protocol_frames.SHORTEST_RUN, protocol_frames._FEWEST),
+    (LARGE, LARGE_START, protocol_frames.SHORTEST_RUN, protocol_frames._FEWEST),
     (64, 16, 64, 16),
     (8, 1, 0, 2),
     (32, 32, 24, 3),
@@ -82,7 +83,7 @@ class Run:
         self.tell = tell
         self.now = 1024.0
         self.max_size = MAX_MESSAGES[first & 7]
-        self.large, self.large_start = native._LARGE, native._LARGE_START  # as one_input() has set them
+        self.large, self.large_start = core.LARGE, core._LARGE_START  # as one_input() has set them
         nonce = NONCE if first & 32 else None
         heartbeat, timeout, open_timeout, close_timeout = (SECONDS[second >> at & 3] for at in (0, 2, 4, 6))
         tell(f"{self.max_size=} {self.large=} {heartbeat=} {timeout=} {open_timeout=} {close_timeout=}")
@@ -374,7 +375,8 @@ def one_input(data: bytes, tell: Tell = ignore) -> None:
     script = Script(data)
     large, start, run, fewest = SCALES[data[0] >> 3 & 3] if data else SCALES[0]
     with (
-        mock.patch.multiple(native, _LARGE=large, _LARGE_START=start, SHORTEST_RUN=run),
+        large_from(large, start),
+        mock.patch.object(core, "SHORTEST_RUN", run),
         mock.patch.object(protocol_frames, "_FEWEST", fewest),
     ):
         talk = Run(script, tell)

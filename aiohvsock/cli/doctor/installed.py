@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Mapping
 
 from ... import __version__
+from ..._compiled import speedups, switched_off
 from ...hyperv._asking import in_thread
 from .findings import Finding, Findings, LoopFactory
 
@@ -52,9 +53,17 @@ def _versions() -> Findings:
     python = f"{platform.python_implementation()} {platform.python_version()}, {struct.calcsize('P') * 8} bit"
     return [
         Finding("ok", "aiohvsock", __version__),
+        _inner_loops(),
         Finding("ok", "Python", f"{python}, for {sysconfig.get_platform()}"),
         _windows() if sys.platform == "win32" else _unix(),
     ]
+
+
+def _inner_loops() -> Finding:
+    if speedups is not None:
+        return Finding("ok", "inner loops", "compiled")
+    why = "AIOHVSOCK_PURE is set" if switched_off() else "this installation has none that are compiled"
+    return Finding("ok", "inner loops", f"in Python: {why}")
 
 
 def _unix() -> Finding:
